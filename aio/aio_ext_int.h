@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the aio folder offers to the block folder beside <aioctx/aio.h>.  All of it is for the
+ * context's home thread unless a line says otherwise.
+ */
+#ifndef AIO_AIO_EXT_INT_H
+#define AIO_AIO_EXT_INT_H
+
+#include <aioctx/aio.h>
+
+/* Counts a request in flight that is no ring operation; a context that is being destroyed waits
+ * until the count is zero.  @n: +1 or -1. */
+void aio_context_count_inflight(AioContext *ctx, int n);
+
+/* Called once on the thread that closes the context, when nothing is in flight any more and before
+ * the context's memory goes.  Embedded by its owner, which may take it off again. */
+typedef struct AioCloseHook AioCloseHook;
+struct AioCloseHook {
+    void (*func)(AioCloseHook *hook, AioContext *ctx);
+    AioCloseHook *next, **pprev;
+};
+/* Thread: any. */
+void aio_context_add_close_hook(AioContext *ctx, AioCloseHook *hook);
+/* Thread: any.  Returns false when the hook has been or is being called. */
+bool aio_context_del_close_hook(AioContext *ctx, AioCloseHook *hook);
+
+/* Whether aio_add_sqe() works on @ctx.  Thread: any. */
+bool aio_context_has_ring(AioContext *ctx);
+
+#endif

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * AioContext: an event loop, and IOThread: a thread that runs one.
+ *
+ * Every context has one home thread: an iothread's own, else the first that calls aio_poll() or
+ * qemu_set_current_aio_context() on it.  Callbacks run there, with no library lock held and
+ * outside any RCU read section.
+ *
+ *                                        thread                    may block
+ *   aio_poll, aio_add_sqe                home                      aio_poll: when told to
+ *   aio_notify, aio_bh_schedule_oneshot,
+ *   qemu_bh_schedule, _idle, _cancel     any, signal handlers too  no, lock-free
+ *     (a oneshot allocates: not from a signal handler)
+ *   aio_bh_new, qemu_bh_delete           any                       no
+ *   aio_set_fd_handler,
+ *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
+ *   aio_timer_new, aio_timer_init        any                       no
+ *   aio_context_ref, _unref, _get_stats  any                       no
+ *   iothread_destroy, iothread_join      any but the thread itself yes
+ */
+#ifndef AIOCTX_AIO_H
+#define AIOCTX_AIO_H
+
+#include <aioctx/timers.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct io_uring_sqe;
+
+typedef struct AioContext AioContext;
+
+/* ---- Contexts -------------------------------------------------------------------------------- */
+
+typedef struct AioContextOptions {
+    /* "io_uring" or "ppoll"; NULL: what AIOCTX_FDMON names, else io_uring, else, where the kernel
+     * does not let us have a ring, ppoll, which is said once on stderr. */
+    const char *monitor;
+    unsigned ring_entries; /* of the submission queue, 1 to 32768; 0: 128 */
+    uint64_t reserved[6];  /* zero */
+} AioContextOptions;
+
+/*
+ * Makes a context.  @opts NULL: defaults.
+ * Returns NULL with errno: EINVAL for a bad option or environment variable (and says on stderr
+ * which values there are), ENOMEM, EMFILE or ENFILE, ENOSYS or EPERM when a ring was asked for and
+ * the kernel has none for us.
+ * Thread: any.  Lifetime: one reference, given back with aio_context_unref().
+ */
+AioContext *aio_context_new(const AioContextOptions *opts);
+
+/* Takes a reference.  Thread: any. */
+void aio_context_ref(AioContext *ctx);
+
+/*
+ * Gives a reference back; the last one closes the context: timers are disarmed, bottom halves not
+ * yet run are dropped, fd handlers removed.  When the home thread lives and is another, it does
+ * the closing: when it next polls any context, or exits.  Operations in flight are waited for.
+ * Thread: any, but not below a callback of the same context.
+ */
+void aio_context_unref(AioContext *ctx);
+
+/* The context's list group, for timer_init_full() and timer_new_full().  Thread: any. */
+QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx);
+
+/* The name of the context's monitor: "io_uring" or "ppoll".  Thread: any. */
+const char *aio_context_get_monitor(AioContext *ctx);
+
+/* Whether the calling thread is the context's home.  Thread: any. */
+bool in_aio_context_home_thread(AioContext *ctx);
+
+/* The context that the calling thread polls: inside aio_poll() that one, else the one it last made
+ * its own; NULL when it has none.  Thread: any. */
+AioContext *qemu_get_current_aio_context(void);
+
+/*
+ * Makes the calling thread @ctx's home before its first aio_poll(), so that it can submit block
+ * requests and operations.  Aborts when another thread is.  Thread: the home-to-be.
+ */
+void qemu_set_current_aio_context(AioContext *ctx);
+
+/*
+ * Runs one iteration: waits, when @blocking, until there is something to do or aio_notify() is
+ * called, then runs bottom halves, completions, fd handlers and timers that are due.
+ * Returns true when something was done; a wake-up alone, a signal or an idle bottom half is no
+ * progress.  May be called below any callback of the same context.
+ * Thread: home; another one aborts.  Not inside an RCU read section: aborts.
+ */
+bool aio_poll(AioContext *ctx, bool blocking);
+
+/*
+ * Makes the context's current or next blocking aio_poll() return.  It makes no system call when
+ * the home thread is awake; many calls before one wake-up make one.
+ * Thread: any, signal handlers too; never blocks.  Lifetime: the caller holds a reference.
+ * Ordering: what the caller wrote before is visible to the home thread when that aio_poll() returns.
+ */
+void aio_notify(AioContext *ctx);
+
+/* The ns that a blocking aio_poll() would wait now: 0 when something is to be done, -1 without
+ * limit.  Thread: home. */
+int64_t aio_compute_timeout(AioContext *ctx);
+
+/* ---- Timers on a context --------------------------------------------------------------------- */
+
+/* timer_new_full() on the context's list of @type; likewise timer_init_full().  Thread: any. */
+QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                         void *opaque);
+QEMUTimer *aio_timer_new_with_attrs(AioContext *ctx, QEMUClockType type, int scale, int attributes,
+                                    QEMUTimerCB *cb, void *opaque);
+void aio_timer_init(AioContext *ctx, QEMUTimer *ts, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                    void *opaque);
+void aio_timer_init_with_attrs(AioContext *ctx, QEMUTimer *ts, QEMUClockType type, int scale,
+                               int attributes, QEMUTimerCB *cb, void *opaque);
+
+/* ---- Bottom halves --------------------------------------------------------------------------- */
+
+typedef struct QEMUBH QEMUBH;
+typedef void QEMUBHFunc(void *opaque);
+
+/*
+ * Makes a bottom half: a callback that can be scheduled again and again.
+ * Returns NULL with errno ENOMEM.  Thread: any.
+ * Lifetime: qemu_bh_delete() it before the context's last reference goes, or from then on touch it no more.
+ */
+QEMUBH *aio_bh_new(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
+
+/*
+ * Has @cb(@opaque) called once on the context's home thread.
+ * Returns 0 or -ENOMEM.  Thread: any, but not a signal handler (it allocates).
+ */
+int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
+
+/*
+ * Schedules a bottom half; one that is scheduled already runs once.  Those scheduled by one thread
+ * run in that order; one scheduled from a bottom half runs in the next pass.
+ * Thread: any, signal handlers too; lock-free.
+ * Ordering: what the caller wrote before is visible to the callback.
+ */
+void qemu_bh_schedule(QEMUBH *bh);
+
+/* The same, but does not wake the loop: it runs with the next iteration, after 10 ms at the latest.
+ * Thread: any, signal handlers too. */
+void qemu_bh_schedule_idle(QEMUBH *bh);
+
+/* Takes back a scheduling that has not run.  On other threads than home it may already be running.
+ * Thread: any, signal handlers too. */
+void qemu_bh_cancel(QEMUBH *bh);
+
+/*
+ * Cancels and frees a bottom half, also from its own callback.  NULL is ignored; a second delete of
+ * one bottom half aborts where it is seen.
+ * Thread: any.  Lifetime: no other call on @bh may run beside it or come later.
+ */
+void qemu_bh_delete(QEMUBH *bh);
+
+/* ---- Event notifiers ------------------------------------------------------------------------- */
+
+/* An eventfd; complete, so that it can be embedded.  Fields are private. */
+typedef struct EventNotifier {
+    int rfd;
+    int wfd;
+    bool initialized;
+    uint8_t pad[7];
+    uint64_t reserved;
+} EventNotifier;
+
+/* Makes the notifier's fd (close-on-exec, non-blocking), set at first when @active is not 0.
+ * Returns 0 or -errno of eventfd(2).  Thread: any. */
+int event_notifier_init(EventNotifier *e, int active);
+
+/* Closes the notifier; one that is not initialised is left alone.  Remove its handler first. */
+void event_notifier_cleanup(EventNotifier *e);
+
+/* Sets the notifier.  Returns 0 or -errno.  Thread: any, signal handlers too. */
+int event_notifier_set(EventNotifier *e);
+
+/* Clears the notifier and returns whether it was set.  Thread: any. */
+int event_notifier_test_and_clear(EventNotifier *e);
+
+/* The fd to poll for reading.  Thread: any. */
+int event_notifier_get_fd(const EventNotifier *e);
+
+/* ---- File descriptors ------------------------------------------------------------------------ */
+
+typedef void IOHandler(void *opaque);
+typedef bool AioPollFn(void *opaque);
+typedef void EventNotifierHandler(EventNotifier *e);
+
+/*
+ * Has @io_read called when @fd can be read (or hangs up, or has an error) and @io_write when it
+ * can be written; level-triggered: what a handler leaves comes again.  Both NULL removes the fd's
+ * handlers.  @io_poll and @io_poll_ready serve busy polling: they are called only while a loop
+ * busy-polls, which needs a poll_max_ns above 0; they may be NULL.
+ * On the home thread the change holds when this returns; after a removal no callback for @fd
+ * follows, even when its event had been seen already, and the kernel has let go of the file: it
+ * may be closed and its number used again at once.  From another thread, or before the context
+ * has a home, the change is made by the home thread soon; see aio_remove_fd_handler_async().
+ * Returns 0, -EBADF for a negative fd, -ENOMEM; on the home thread also what the kernel says of
+ * the fd: -EPERM where it cannot be polled, -EBADF.
+ * Thread: any.
+ */
+int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
+                       AioPollFn *io_poll, IOHandler *io_poll_ready, void *opaque);
+
+/*
+ * Removes the handlers of @fd and calls @done(@opaque) on the home thread when no callback for it
+ * will follow and the fd may be closed.  Never calls it before it returns.
+ * Returns 0, -EBADF for a negative fd, or -ENOMEM.  Thread: any.
+ */
+int aio_remove_fd_handler_async(AioContext *ctx, int fd, QEMUBHFunc *done, void *opaque);
+
+/* aio_set_fd_handler() for a notifier's fd; @io_read NULL removes.  The handler clears the
+ * notifier itself.  Returns and thread as there. */
+int aio_set_event_notifier(AioContext *ctx, EventNotifier *e, EventNotifierHandler *io_read,
+                           AioPollFn *io_poll, EventNotifierHandler *io_poll_ready);
+
+/* ---- Operations on the ring ------------------------------------------------------------------ */
+
+typedef struct CqeHandler CqeHandler;
+
+/*
+ * The completion of one operation; embed it in the request.  The submitter sets cb and zeroes the
+ * rest; res and flags are the kernel's when cb is called.
+ */
+struct CqeHandler {
+    void (*cb)(CqeHandler *handler);
+    int32_t res;        /* 0 or more, or -errno */
+    uint32_t flags;     /* IORING_CQE_F_* */
+    CqeHandler *next;   /* private */
+    uint64_t reserved;  /* private */
+};
+
+/*
+ * Queues one operation on the ring of the calling thread's current context: @prep fills the
+ * submission entry (with liburing's io_uring_prep_*; its user_data is set afterwards), and
+ * @handler->cb is called from aio_poll() when it has completed.  It is submitted together with the
+ * next wait.  Operations that complete more than once (multishot, zero-copy send) are not supported.
+ * Returns 0; -ENOTSUP when the context's monitor is not io_uring; -EINVAL when the thread has no
+ * context; another -errno when the queue was full and could not be submitted.  Then @prep and
+ * @handler->cb are not called.
+ * Thread: home.  Lifetime: @handler and what the operation refers to belong to the library and the
+ * kernel until its cb is called, within which it may be freed or used again.
+ */
+int aio_add_sqe(void (*prep)(struct io_uring_sqe *sqe, void *opaque), void *opaque,
+                CqeHandler *handler);
+
+/*
+ * Asks the kernel to cancel an operation that aio_add_sqe() queued.  Its cb is called all the
+ * same, with -ECANCELED when the cancel came in time, else with its own result.
+ * Returns 0, or -errno as aio_add_sqe().  Thread: home.
+ */
+int aio_cancel_sqe(CqeHandler *handler);
+
+/* ---- Statistics ------------------------------------------------------------------------------ */
+
+typedef struct AioContextStats {
+    uint64_t iterations;       /* of aio_poll() */
+    uint64_t sleeps;           /* waits in the kernel that could block */
+    uint64_t syscalls;         /* made by the home thread's loop: enter or ppoll, eventfd reads */
+    uint64_t wakeups_notify;   /* sleeps that a notify ended */
+    uint64_t wakeups_timeout;  /* sleeps that a deadline ended */
+    uint64_t wakeups_event;    /* sleeps that a completion or an fd ended */
+    uint64_t wakeups_signal;   /* sleeps that a signal ended */
+    uint64_t notifies;         /* aio_notify() and its kin */
+    uint64_t notifies_sent;    /* those that made a system call; the rest were saved */
+    uint64_t bhs;              /* bottom halves run */
+    uint64_t fd_events;        /* fd handlers called */
+    uint64_t timers;           /* passes over the timers that ran at least one */
+    uint64_t sqes, cqes;       /* entries queued and completions seen, our own included */
+    uint64_t cq_overflows;     /* times the kernel had to hold completions back */
+    uint64_t sq_full;          /* times the queue had to be submitted to make room */
+    uint64_t reserved[16];
+} AioContextStats;
+
+/* Copies the context's counters.  Each is exact, but they are not of one moment.  Thread: any. */
+void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats);
+
+/* ---- IOThreads ------------------------------------------------------------------------------- */
+
+typedef struct IOThread IOThread;
+
+typedef struct IOThreadOptions {
+    AioContextOptions context;
+    unsigned stop_timeout_ms; /* how long iothread_destroy() waits for I/O before it cancels; 0: 10000 */
+    uint32_t pad;
+    uint64_t reserved[6];     /* zero */
+} IOThreadOptions;
+
+/*
+ * Starts a thread that runs a context of its own.  @name (cut to 15 bytes) shows in ps and top.
+ * @opts NULL: defaults.  The thread blocks all signals, and sets its timer slack to 1 ns.
+ * Returns NULL with errno: that of aio_context_new() or pthread_create(3).
+ * Thread: any.  Lifetime: iothread_destroy().
+ */
+IOThread *iothread_new(const char *name, const IOThreadOptions *opts);
+
+/* The thread's context; lives until iothread_destroy(), longer with a reference.  Thread: any. */
+AioContext *iothread_get_aio_context(IOThread *iothread);
+
+/* The thread's name as given.  Thread: any. */
+const char *iothread_get_name(const IOThread *iothread);
+
+/*
+ * Tells the thread to end: it runs the bottom halves that were accepted, waits for operations and
+ * requests in flight up to the stop timeout, disarms its timers, cancels what is still in flight
+ * and names it on stderr, closes its ring and exits.  Does not wait.
+ * Thread: any, also its own.
+ */
+void iothread_stop(IOThread *iothread);
+
+/* Waits until the thread has ended after iothread_stop().  Aborts on the thread itself.
+ * Returns 0, or -EDEADLK when called below a callback on a home thread.  Thread: any other; blocks. */
+int iothread_join(IOThread *iothread);
+
+/* iothread_stop(), iothread_join(), and frees.  NULL is ignored.
+ * Returns 0; -EDEADLK when called below a callback on a home thread: the thread is told to end and
+ * frees itself when it has.  Thread: any but the iothread itself, which aborts; blocks. */
+int iothread_destroy(IOThread *iothread);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: MIT */
+/* Everything that aioctx offers. */
+#ifndef AIOCTX_AIOCTX_H
+#define AIOCTX_AIOCTX_H
+
+#include <aioctx/aio.h>
+#include <aioctx/block.h>
+#include <aioctx/rcu.h>
+#include <aioctx/timers.h>
+
+#endif

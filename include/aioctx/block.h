@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The block layer: a BlockBackend over a driver, and requests that carry deadlines.
+ *
+ * A backend may be used from any number of contexts at once.  A request is submitted on the calling
+ * thread's current context (qemu_get_current_aio_context()) and completes there, once, never inside
+ * the submitting call, and never while the kernel or a library below still owns its buffer.
+ *
+ *                                       thread                              may block
+ *   blk_open, blk_ref, the getters      any                                 open: on the file system
+ *   blk_unref                           any                                 see there
+ *   blk_aio_*                           one with a current context (home)   no
+ *   blk_aio_cancel_async                the one that submitted              no
+ *   blk_pread and the other sync calls  any                                 yes
+ *   blk_drain, blk_drained_begin        any                                 yes
+ */
+#ifndef AIOCTX_BLOCK_H
+#define AIOCTX_BLOCK_H
+
+#include <aioctx/aio.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct BlockBackend BlockBackend;
+typedef struct BlockAIOCB BlockAIOCB;
+
+/* Called when a request has ended.  @ret: 0, or -errno. */
+typedef void BlockCompletionFunc(void *opaque, int ret);
+
+/* ---- I/O vectors ----------------------------------------------------------------------------- */
+
+/* A list of buffers.  Complete, so that it can be embedded; size is the sum of the lengths. */
+typedef struct QEMUIOVector {
+    struct iovec *iov;
+    int niov;
+    int pad;
+    size_t size;
+    struct iovec local_iov; /* for a vector of one buffer */
+    uint64_t reserved;
+} QEMUIOVector;
+
+/* Makes a vector of one buffer.  The buffer and @qiov are the caller's, and must stay where they
+ * are until the request has ended.  Thread: any. */
+void qemu_iovec_init_buf(QEMUIOVector *qiov, void *buf, size_t len);
+
+/* Makes a vector over the caller's @iov, which is not copied.  Thread: any. */
+void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
+
+/* ---- Backends -------------------------------------------------------------------------------- */
+
+/*
+ * Opens a backend.
+ *
+ * @spec names a driver and its options: "file:disk.img", "file:///srv/disk.img?direct=on",
+ * "null://?size=1G&latency-ns=10000".  A name without a driver is a file.  Sizes take the suffixes
+ * k, M, G and T (powers of 1024); switches take on or off; %XX in a value stands for that byte.
+ *
+ *   file   direct=on|off (off)      bypass the page cache (O_DIRECT)
+ *          read-only=on|off (off)
+ *          create=on|off (off)      make the file when it is not there; needs size
+ *          size=N                   with create: the size to make or extend the file to
+ *          detach=on|off (off)      see below
+ *   null   size=N (1G)              reads give zeroes, writes are dropped
+ *          latency-ns=N (0)         each request takes that long, measured by a timer
+ *          read-only=on|off (off)
+ *          detach=on|off (off)      see below
+ *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one, counted
+ *                                   from its submission; 0: none
+ *
+ * detach: requests use buffers of the library's own, so that a request whose deadline passes or that
+ * is cancelled ends at once even where the kernel cannot recall it.  The range of such a write is
+ * indeterminate, and writes that overlap it wait until it has settled.
+ *
+ * Returns NULL and a message for people in *@ret_why (to be freed; NULL when out of memory; @ret_why
+ * may be NULL), which names the option and the accepted values; errno is set too: EINVAL for a bad
+ * spec, that of open(2), ENOMEM.
+ * Thread: any; blocks on the file system.  Lifetime: one reference, given back with blk_unref().
+ */
+BlockBackend *blk_open(const char *spec, char **ret_why);
+
+/* Takes a reference.  Thread: any. */
+void blk_ref(BlockBackend *blk);
+
+/*
+ * Gives a reference back.  The last one closes the backend once its requests have ended: it waits
+ * for them, unless called below a callback on a home thread, where the last request to end closes
+ * it.  NULL is ignored.  Thread: any.
+ */
+void blk_unref(BlockBackend *blk);
+
+/* The size in bytes.  Thread: any. */
+int64_t blk_getlength(BlockBackend *blk);
+
+/* The driver's name, such as "file".  Thread: any. */
+const char *blk_get_driver_name(BlockBackend *blk);
+
+/* Whether writes are refused.  Thread: any. */
+bool blk_is_read_only(BlockBackend *blk);
+
+typedef struct BlkLimits {
+    uint32_t request_alignment; /* offset and length that need no bouncing, bytes, a power of 2 */
+    uint32_t memory_alignment;  /* of buffers that need no bouncing */
+    uint32_t max_transfer;      /* longest piece that goes to the driver at once, bytes */
+    uint32_t max_iov;           /* most buffers in one piece */
+    uint64_t reserved[4];
+} BlkLimits;
+
+/* What the driver takes as it is; the rest is split and bounced.  Thread: any. */
+void blk_get_limits(BlockBackend *blk, BlkLimits *ret_limits);
+
+/*
+ * Whether the backend can be used on @ctx.
+ * Returns 0, or -ENOTSUP with a message in *@ret_why (as in blk_open()) that says why: the file driver
+ * needs the io_uring monitor.  Thread: any.
+ */
+int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why);
+
+/* ---- Requests -------------------------------------------------------------------------------- */
+
+typedef enum {
+    BDRV_REQ_FUA = 1 << 0,       /* writes: on stable storage when it ends */
+    BDRV_REQ_MAY_UNMAP = 1 << 1, /* write zeroes: the range may be deallocated */
+    BDRV_REQ_NO_FALLBACK = 1 << 2, /* write zeroes: -ENOTSUP rather than writing buffers of zeroes */
+} BdrvRequestFlags;
+
+/* Options of one request.  Zero it first, then set deadline_ns: 0 lies in the past. */
+typedef struct BlkReqOpts {
+    int64_t deadline_ns; /* in QEMU_CLOCK_REALTIME; below zero: none, not even the backend's */
+    uint64_t reserved[3];
+} BlkReqOpts;
+
+/*
+ * Reads into, or writes from, @qiov at @offset bytes; qiov->size is the length.  @flags: of
+ * BdrvRequestFlags.  The _opts forms take a deadline; @opts NULL: the backend's.
+ *
+ * @cb(@opaque, ret) ends the request: 0; -EINVAL for a range outside the backend, a negative
+ * offset or an unknown flag; -EPERM for a write to a read-only backend; -ENOTSUP for a driver that
+ * cannot run on this context (blk_check_context()) or cannot do it; -ETIMEDOUT when the deadline
+ * passed and the cancel won (or the deadline lay in the past: then nothing was issued); -ECANCELED
+ * when blk_aio_cancel_async() won; else what the driver says: -EIO, -ENOSPC and so on.
+ *
+ * Returns a handle for blk_aio_cancel_async(), valid until @cb is called; NULL with errno ENOMEM or,
+ * without a current context, EINVAL: then @cb is not called.
+ * Thread: one with a current context.  Lifetime: @qiov and its buffers belong to the request until
+ * @cb is called.  The backend must not be unreferenced for the last time before the call returns.
+ */
+BlockAIOCB *blk_aio_preadv(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov,
+                           BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_preadv_opts(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov,
+                                BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque,
+                                const BlkReqOpts *opts);
+BlockAIOCB *blk_aio_pwritev(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov,
+                            BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_pwritev_opts(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov,
+                                 BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque,
+                                 const BlkReqOpts *opts);
+
+/* Makes every write that has ended durable.  The rest is as above. */
+BlockAIOCB *blk_aio_flush(BlockBackend *blk, BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_flush_opts(BlockBackend *blk, BlockCompletionFunc *cb, void *opaque,
+                               const BlkReqOpts *opts);
+
+/* Tells that the @bytes at @offset are not needed: they may read as anything old or as zeroes.
+ * What is not aligned is left as it is.  The rest is as above. */
+BlockAIOCB *blk_aio_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes,
+                             BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_pdiscard_opts(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                  BlockCompletionFunc *cb, void *opaque, const BlkReqOpts *opts);
+
+/* Makes the @bytes at @offset read as zeroes, by the driver's own means or by writing them. */
+BlockAIOCB *blk_aio_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                  BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_pwrite_zeroes_opts(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                       BdrvRequestFlags flags, BlockCompletionFunc *cb,
+                                       void *opaque, const BlkReqOpts *opts);
+
+/*
+ * Asks for a request to be cancelled.  Its callback follows in any case: with -ECANCELED when the
+ * cancel won, else with its own result.
+ * Thread: the one that submitted it, before its callback is called.
+ */
+void blk_aio_cancel_async(BlockAIOCB *acb);
+
+/*
+ * The same, waiting for the result: 0 or -errno.  On a home thread they poll its context
+ * meanwhile; from a plain thread an iothread that the backend keeps for this serves them.
+ * Thread: any; blocks.
+ */
+int blk_pread(BlockBackend *blk, int64_t offset, int64_t bytes, void *buf, BdrvRequestFlags flags);
+int blk_pwrite(BlockBackend *blk, int64_t offset, int64_t bytes, const void *buf,
+               BdrvRequestFlags flags);
+int blk_flush(BlockBackend *blk);
+int blk_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes);
+int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequestFlags flags);
+
+/* ---- Draining -------------------------------------------------------------------------------- */
+
+/*
+ * Waits until every request submitted before, on any context, has ended, its callback included.
+ * Requests whose callback is on the caller's own stack are not waited for.
+ * Returns 0; -EDEADLK when called below a callback on a home thread while requests of another
+ * context are in flight: those were not waited for.
+ * Thread: any; blocks.  On a home thread it polls that context.
+ */
+int blk_drain(BlockBackend *blk);
+
+/*
+ * Holds new requests back on all contexts and waits as blk_drain() does; requests submitted until
+ * the matching blk_drained_end() are issued then, in order.  Calls nest.
+ * Returns as blk_drain(); new requests are held back in any case.  Thread: any; blocks.
+ */
+int blk_drained_begin(BlockBackend *blk);
+
+/* Ends a drained section.  Thread: any. */
+void blk_drained_end(BlockBackend *blk);
+
+/* ---- Statistics ------------------------------------------------------------------------------ */
+
+typedef struct BlkStats {
+    uint64_t reads, writes, flushes, discards, zeroes; /* requests submitted */
+    uint64_t bytes_read, bytes_written;                /* by requests that ended well */
+    uint64_t failed;             /* requests that ended with an error, the next two included */
+    uint64_t timed_out;          /* ended with -ETIMEDOUT */
+    uint64_t cancelled;          /* ended with -ECANCELED */
+    uint64_t late;               /* ended with their own result after their deadline */
+    uint64_t detached;           /* ended by detach while the kernel still had the operation */
+    uint64_t settled;            /* of these: have since left the kernel */
+    uint64_t bounced;            /* pieces that went through a bounce buffer for alignment */
+    uint64_t split;              /* requests that were cut into pieces */
+    uint64_t short_transfers;    /* pieces that had to be continued */
+    uint64_t reserved[8];
+} BlkStats;
+
+/* Sums the backend's counters over its contexts.  Each is exact, but they are not of one moment.
+ * Thread: any. */
+void blk_get_stats(BlockBackend *blk, BlkStats *ret_stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

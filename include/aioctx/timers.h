@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Clocks, timers and timer lists.
+ *
+ * A QEMUTimer belongs to one QEMUTimerList; a QEMUTimerListGroup holds one list per clock; an
+ * AioContext owns one group.  A timer's callback runs on the thread that runs its list.
+ *
+ *                                    may run beside                            may block
+ *   timer_mod*, timer_del            each other, on one timer, on any thread   no (short lock)
+ *   timer_free                       all of the above                          no (see there)
+ *   timer_pending, _expired,
+ *   _expire_time_ns                  all of the above                          no, lock-free
+ *   timer_init*, timer_deinit*       nothing on the same timer                 _sync: yes
+ *   timer_del_sync                   all but init and deinit                   yes
+ *   timerlist_has_timers, _expired,
+ *   _deadline_ns, _walk, *_deadline* everything                                no, lock-free
+ *   timerlist_run_timers             everything but another run of that list   runs callbacks
+ *
+ * The only calls that wait are those named _sync and qemu_clock_enable(type, false).  Called below
+ * a callback on a home thread, where two loops could come to wait for each other, they do
+ * everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
+ */
+#ifndef AIOCTX_TIMERS_H
+#define AIOCTX_TIMERS_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Clocks ---------------------------------------------------------------------------------- */
+
+typedef enum {
+    QEMU_CLOCK_REALTIME = 0,   /* CLOCK_MONOTONIC: runs always, never steps */
+    QEMU_CLOCK_VIRTUAL = 1,    /* runs only between cpu_enable_ticks() and cpu_disable_ticks() */
+    QEMU_CLOCK_HOST = 2,       /* CLOCK_REALTIME: the wall clock, which may step */
+    QEMU_CLOCK_VIRTUAL_RT = 3, /* VIRTUAL as it would be without instruction counting */
+    QEMU_CLOCK_MAX
+} QEMUClockType;
+
+/* Scales: how many nanoseconds one unit of a timer is. */
+#define SCALE_MS 1000000
+#define SCALE_US 1000
+#define SCALE_NS 1
+
+/* Attributes of a timer. */
+#define QEMU_TIMER_ATTR_EXTERNAL (1 << 0) /* not part of what the guest can see */
+#define QEMU_TIMER_ATTR_ALL 0x7fffffff
+
+/*
+ * The time of clock @type in nanoseconds (_us, _ms: the same, rounded down), never below zero.
+ * Thread: any; lock-free, also when the clock is being stopped or started.
+ */
+int64_t qemu_clock_get_ns(QEMUClockType type);
+int64_t qemu_clock_get_us(QEMUClockType type);
+int64_t qemu_clock_get_ms(QEMUClockType type);
+
+/* A replacement for a clock's source of time: returns nanoseconds, on any thread. */
+typedef int64_t QEMUClockSourceFunc(void *opaque);
+
+/*
+ * Replaces the source that clock @type reads, for tests and simulators; @get NULL restores the
+ * real one.  Replacing the source of REALTIME also replaces what VIRTUAL counts while it runs.
+ * Every list of the clock is re-evaluated.  A source whose time jumps must call
+ * qemu_clock_notify() after each jump, as nothing else can tell the sleeping threads.
+ * Returns 0 or -ENOMEM.  Thread: any; does not block.
+ * Lifetime: @get may still be called on other threads until a grace period has passed
+ * (aio_synchronize_rcu()).
+ */
+int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *opaque);
+
+/*
+ * Enables or disables the timers of clock @type on every list; all are enabled at first.
+ * Disabling returns once no callback of that clock is running on any list any more, nested ones
+ * included.  Enabling never blocks.  Timers keep their deadlines while their clock is disabled.
+ * Returns 0; -EDEADLK when called below a timer callback, or below another callback of a home
+ * thread while timers of @type run elsewhere: then the clock is disabled but nothing was waited for.
+ * Thread: any, but not inside an RCU read section.
+ */
+int qemu_clock_enable(QEMUClockType type, bool enabled);
+
+/*
+ * The time in nanoseconds until the soonest deadline of @type on any list; 0 when one is due, -1
+ * when there is none or the clock does not run.  Timers that have an attribute outside
+ * @attr_mask are passed over (QEMU_TIMER_ATTR_ALL: none are).  Thread: any; lock-free.
+ */
+int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask);
+
+/* Returns whether loops take their timeout from clock @type.  Thread: any. */
+bool qemu_clock_use_for_deadline(QEMUClockType type);
+
+/* Re-evaluates the deadlines of every list of @type: wakes the threads.  Thread: any. */
+void qemu_clock_notify(QEMUClockType type);
+
+/* ---- Starting and stopping VIRTUAL ----------------------------------------------------------- */
+
+/* Starts VIRTUAL where it stopped; nothing when it runs.  It is stopped, at 0, at first.
+ * Thread: any; does not block. */
+void cpu_enable_ticks(void);
+
+/* Stops VIRTUAL; nothing when it is stopped.  Callbacks may still run: see qemu_clock_enable().
+ * Thread: any; does not block, and readers of the clock are never blocked either. */
+void cpu_disable_ticks(void);
+
+/* The nanoseconds for which VIRTUAL has run.  Thread: any; lock-free. */
+int64_t cpu_get_clock(void);
+
+/* The host's cycle counter (where it has none, its monotonic clock in ns), stopped and started
+ * with VIRTUAL.  Thread: any; lock-free. */
+int64_t cpu_get_ticks(void);
+
+/* ---- Timers ---------------------------------------------------------------------------------- */
+
+typedef struct QEMUTimerList QEMUTimerList;
+typedef void QEMUTimerCB(void *opaque);
+
+/*
+ * Told that the deadline of a list of clock @type moved forward.  Called with no lock held, inside
+ * an RCU read section, on the thread that armed the timer; must not block nor arm a timer.
+ */
+typedef void QEMUTimerListNotifyCB(void *opaque, QEMUClockType type);
+
+typedef struct QEMUTimerListGroup {
+    QEMUTimerList *tl[QEMU_CLOCK_MAX];
+} QEMUTimerListGroup;
+
+/*
+ * A timer.  Complete, so that it can be embedded; every field is private, and the layout is part
+ * of the library's binary interface.  Zero it or pass it to timer_init_full() before any other use.
+ */
+typedef struct QEMUTimer {
+    int64_t expire_time;       /* ns; -1: not armed.  Atomic: written under the list's lock */
+    uint64_t seq;              /* order of arming, breaks ties.  Under the list's lock */
+    QEMUTimerList *timer_list; /* fixed from init to deinit */
+    QEMUTimerCB *cb;
+    void *opaque;
+    struct QEMUTimer *child, *next, *prev; /* links in the list's queue.  Under its lock */
+    uint32_t state;            /* TIMER_* bits.  Atomic: written under the list's lock */
+    int32_t scale;             /* ns per unit */
+    int32_t attributes;
+    uint32_t place;            /* where in the queue.  Under the list's lock */
+    int64_t reserved[2];       /* for slack and what else comes */
+} QEMUTimer;
+
+/* The lists that timers without a group of their own belong to; see init_clocks(). */
+extern QEMUTimerListGroup main_loop_tlg;
+
+/*
+ * Prepares the clocks and main_loop_tlg, whose lists call @notify_cb (may be NULL).  A program that
+ * never calls it gets the same at its first timer, with no callback.  Later calls replace the callback.
+ * Thread: any, before timers of main_loop_tlg are armed on other threads.
+ */
+void init_clocks(QEMUTimerListNotifyCB *notify_cb);
+
+/*
+ * Initialises a timer in memory of the caller's, on the list of @type in @group (NULL:
+ * main_loop_tlg).  @scale: ns per unit of timer_mod(), 1 to 10^9.  @attributes: QEMU_TIMER_ATTR_*.
+ * The callback @cb(@opaque) runs on the thread that runs the list.
+ * Thread: any.  Lifetime: the memory is the caller's, and the library's too until timer_deinit().
+ */
+void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType type, int scale,
+                     int attributes, QEMUTimerCB *cb, void *opaque);
+void timer_init(QEMUTimer *ts, QEMUClockType type, int scale, QEMUTimerCB *cb, void *opaque);
+void timer_init_ns(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+void timer_init_us(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+void timer_init_ms(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+
+/*
+ * Disarms an embedded timer and lets go of it: once this has returned, the library never touches
+ * @ts again.  The callback may still be running with its opaque, on the list's thread.  A zeroed
+ * or already released timer is left alone.
+ * Thread: any, but no other call on @ts may run beside it; aborts where it sees one.
+ */
+void timer_deinit(QEMUTimer *ts);
+
+/*
+ * The same, and waits for a running callback, so that the object around the timer may go.
+ * Returns 0, or -EDEADLK when it did not wait (see the top of this file).
+ * Thread: any, but not inside an RCU read section; blocks.
+ */
+int timer_deinit_sync(QEMUTimer *ts);
+
+/*
+ * Allocates and initialises a timer; the parameters are those of timer_init_full().
+ * Returns NULL with errno ENOMEM when out of memory.  Thread: any.  Lifetime: free with timer_free().
+ */
+QEMUTimer *timer_new_full(QEMUTimerListGroup *group, QEMUClockType type, int scale, int attributes,
+                          QEMUTimerCB *cb, void *opaque);
+QEMUTimer *timer_new(QEMUClockType type, int scale, QEMUTimerCB *cb, void *opaque);
+QEMUTimer *timer_new_ns(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+QEMUTimer *timer_new_us(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+QEMUTimer *timer_new_ms(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
+
+/*
+ * Disarms a timer from timer_new() and marks it dead at once; the memory is freed after its
+ * running callback, if any, has returned and a grace period has passed.  Until then timer_mod() on
+ * it, from its own callback or inside aio_rcu_read_lock(), does nothing and returns false.  NULL is ignored.
+ * Thread: any, also its own callback.  A second timer_free() of one timer aborts.
+ */
+void timer_free(QEMUTimer *ts);
+
+/* Names a timer from timer_new() for timerlist_walk(); @name must live as long as the timer.
+ * Thread: any. */
+void timer_set_name(QEMUTimer *ts, const char *name);
+
+/*
+ * Arms @ts for @expire_time, in its units (_ns: nanoseconds) of its clock; an armed timer moves.
+ * Below zero counts as zero; what does not fit saturates at INT64_MAX - 1 ns.  The timer fires once
+ * per arming, at or after its deadline; equal deadlines fire in the order of arming.
+ * Returns true when it armed, false when the timer is dead or its context is gone.
+ * Thread: any.  Allocates nothing, cannot fail.
+ * Ordering: what the caller wrote before is visible to the callback.
+ */
+bool timer_mod(QEMUTimer *ts, int64_t expire_time);
+bool timer_mod_ns(QEMUTimer *ts, int64_t expire_time);
+
+/* The same, but an armed timer is only ever moved to an earlier deadline.  Returns true when it
+ * armed or moved.  Thread: any. */
+bool timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time);
+bool timer_mod_anticipate_ns(QEMUTimer *ts, int64_t expire_time);
+
+/*
+ * Disarms @ts; the callback may already be running on another thread, and is not waited for.
+ * Returns true when it was armed.  Thread: any.
+ */
+bool timer_del(QEMUTimer *ts);
+
+/*
+ * Disarms @ts and waits: at one moment before it returns, the timer was neither armed nor running.
+ * Returns 1 when it was armed, 0 when not, -EDEADLK when a callback was running and it did not
+ * wait for it (see the top of this file); the timer is disarmed then too.
+ * Thread: any, but not inside an RCU read section; blocks.
+ */
+int timer_del_sync(QEMUTimer *ts);
+
+/* Returns whether @ts is armed; false from before its callback begins.  Thread: any; lock-free. */
+bool timer_pending(const QEMUTimer *ts);
+
+/* Returns whether @ts is armed and due at @current_time, in its units.  Thread: any; lock-free. */
+bool timer_expired(const QEMUTimer *ts, int64_t current_time);
+
+/* Returns the deadline of @ts in ns, -1 when it is not armed.  Thread: any; lock-free. */
+int64_t timer_expire_time_ns(const QEMUTimer *ts);
+
+/* ---- Lists and groups ------------------------------------------------------------------------ */
+
+/*
+ * Makes a list of clock @type; @cb(@opaque, type) is called when its soonest deadline moves forward.
+ * Returns NULL with errno ENOMEM.  Thread: any.  Lifetime: free with timerlist_free().
+ */
+QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque);
+
+/*
+ * Disarms every timer of the list and closes it: its timers cannot be armed any more, but may be
+ * deleted and freed as before.  NULL is ignored.
+ * Thread: any, but no timerlist_run_timers() of that list may be running.
+ * Lifetime: the notify callback's opaque must stay valid for a grace period (aio_call_rcu()).
+ */
+void timerlist_free(QEMUTimerList *tl);
+
+/* Returns whether a timer is armed.  Thread: any; lock-free. */
+bool timerlist_has_timers(QEMUTimerList *tl);
+
+/* Returns whether a timer is due.  Thread: any; lock-free. */
+bool timerlist_expired(QEMUTimerList *tl);
+
+/* The ns until the list's soonest deadline; 0 when one is due, -1 when there is none or the clock
+ * does not run.  Thread: any; lock-free. */
+int64_t timerlist_deadline_ns(QEMUTimerList *tl);
+
+/* The list's clock.  Thread: any. */
+QEMUClockType timerlist_get_clock(QEMUTimerList *tl);
+
+/*
+ * Runs one pass: what was armed and due when it began, in deadline order, up to a budget of
+ * TIMERLIST_BUDGET timers, so that fds and bottom halves get their turn.  What a callback arms
+ * waits for the next pass.  A pass below a callback first finishes what the outer one has left;
+ * only when nothing is left does it begin a pass of its own.
+ * Returns true when a callback ran.  Takes no lock when nothing is due.
+ * Thread: the one that runs the list, always the same.
+ */
+bool timerlist_run_timers(QEMUTimerList *tl);
+#define TIMERLIST_BUDGET 64
+
+/* Calls the list's notify callback.  Thread: any. */
+void timerlist_notify(QEMUTimerList *tl);
+
+/* What timerlist_walk() tells of a timer; a snapshot that may be old when it is read. */
+typedef struct QEMUTimerInfo {
+    const char *name;    /* timer_set_name()'s, or NULL */
+    int64_t deadline_ns; /* -1: not armed */
+    bool armed, running, dead;
+    int32_t attributes;
+} QEMUTimerInfo;
+
+/* Called by timerlist_walk() for each timer, inside a read section; return false to stop. */
+typedef bool QEMUTimerWalkFunc(const QEMUTimerInfo *info, void *opaque);
+
+/*
+ * Shows every timer that timer_new() made on the list, in no order, without stopping anyone.
+ * Returns how many were shown.  Thread: any; lock-free.
+ */
+unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque);
+
+/*
+ * Makes a list of each clock, with the parameters of timerlist_new().
+ * Returns 0 or -ENOMEM.  Thread: any.  Lifetime: release with timerlistgroup_deinit().
+ */
+int timerlistgroup_init(QEMUTimerListGroup *tlg, QEMUTimerListNotifyCB *cb, void *opaque);
+
+/* timerlist_free() on each list of the group.  Thread: as there. */
+void timerlistgroup_deinit(QEMUTimerListGroup *tlg);
+
+/* timerlist_run_timers() on each list.  Returns true when a callback ran.  Thread: as there. */
+bool timerlistgroup_run_timers(QEMUTimerListGroup *tlg);
+
+/* The soonest timerlist_deadline_ns() of the clocks that qemu_clock_use_for_deadline() names; -1:
+ * none.  Thread: any; lock-free. */
+int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg);
+
+/* The list of @type in main_loop_tlg, and the calls above on it.  Threads: as there. */
+QEMUTimerList *qemu_clock_get_main_loop_timerlist(QEMUClockType type);
+bool qemu_clock_has_timers(QEMUClockType type);
+bool qemu_clock_expired(QEMUClockType type);
+bool qemu_clock_run_timers(QEMUClockType type);
+
+/* Runs the lists of every clock in main_loop_tlg.  Thread: the one that runs them. */
+bool qemu_clock_run_all_timers(void);
+
+/* ---- Timeouts -------------------------------------------------------------------------------- */
+
+/* The sooner of two timeouts, in any one unit, where a negative one means none.  Thread: any. */
+static inline int64_t qemu_soonest_timeout(int64_t timeout1, int64_t timeout2)
+{
+    return (uint64_t)timeout1 < (uint64_t)timeout2 ? timeout1 : timeout2;
+}
+
+/* @ns in milliseconds, rounded up so that a wait is never too short, at most INT32_MAX; -1 for a
+ * negative one.  Thread: any. */
+int qemu_timeout_ns_to_ms(int64_t ns);
+
+/*
+ * poll(2) with a timeout in ns; negative: none.
+ * Returns what ppoll(2) does: the number of ready fds, 0, or -1 with errno.  Thread: any; blocks.
+ */
+int qemu_poll_ns(struct pollfd *fds, unsigned nfds, int64_t timeout_ns);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
