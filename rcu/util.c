@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT */
+#include "rcu/util_int.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+__thread struct callback_depth callback_depth;
+
+void die_misuse(const char *call, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "aioctx: %s: %s\n", call, text);
+    abort();
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/* A clock's state, and what timer lists need of it. */
+#ifndef TIMERS_CLOCK_INT_H
+#define TIMERS_CLOCK_INT_H
+
+#include <aioctx/timers.h>
+#include <pthread.h>
+
+/*
+ * Disabling a clock and running its timers, on any number of threads:
+ *
+ *   runner    passes++ (list)      seq_cst   |  disabler  enabled = false             seq_cst
+ *             load enabled         seq_cst   |            load passes of every list   seq_cst
+ *
+ * One of the two sees the other: a runner that saw `enabled` true had raised its count before the
+ * disabler looked, who then waits until the count was zero once.  To sleep, the disabler:
+ *
+ *   runner    passes--             seq_cst   |  disabler  disable_waiters++           seq_cst
+ *             load disable_waiters seq_cst   |            load passes                 seq_cst
+ */
+struct clock {
+    bool enabled;                /* atomic */
+    struct clock_source *source; /* atomic, RCU; NULL: the real one */
+    pthread_mutex_t lists_lock;  /* writers of `lists` */
+    QEMUTimerList *lists;        /* atomic, RCU: every list of this clock, by next_in_clock */
+
+    pthread_mutex_t disable_lock; /* one disabler at a time; held while it waits */
+    uint64_t disable_epoch;       /* under disable_lock */
+    pthread_mutex_t wait_lock;
+    pthread_cond_t pass_done;     /* with wait_lock: some list's count reached zero */
+    unsigned disable_waiters;     /* atomic; written under wait_lock */
+};
+
+struct clock *clock_of(QEMUClockType type);
+
+/* Whether the clock has deadlines now: enabled and, for the virtual ones, started.  Lock-free. */
+bool clock_runs(QEMUClockType type);
+
+/* Puts a list on its clock's, or takes it off.  It may be read until a grace period has passed. */
+void clock_add_list(QEMUTimerList *tl);
+void clock_remove_list(QEMUTimerList *tl);
+
+/* Called after a list's pass count went down to zero. */
+void clock_pass_done(struct clock *clock);
+
+/* Starts to watch for steps of the host clock, at the first timer that depends on it. */
+void host_watch_start(void);
+
+#endif

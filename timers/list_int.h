@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A timer list's state.
+ *
+ * Writers hold `lock`.  Readers look at nothing but the two head words, which are deadlines and not
+ * pointers: no reader ever touches a timer, so its owner may reuse the memory of a disarmed one at
+ * once, and a reader that was told a deadline was told one that stood for the head, whichever timer
+ * that was.
+ *
+ * Head words and sleep, with the owner's sleep announcement S (aio's wake word):
+ *
+ *   writer    head = sooner        seq_cst   |  sleeper   S = asleep      seq_cst
+ *             load S (notify_cb)   seq_cst   |            load both heads seq_cst
+ *
+ * One of the two sees the other.  The rule is per word: a word that moves forward is notified even
+ * where the list's other word is sooner, since that one may move back before the sleeper loads it.  A
+ * word that moves back is a release store, without a notify: a sleeper who misses it wakes early.
+ *
+ * Lock order: a list's lock is innermost, but for a clock's wait_lock (never together).  No callback
+ * is called under it.
+ */
+#ifndef TIMERS_LIST_INT_H
+#define TIMERS_LIST_INT_H
+
+#include "rcu/util_int.h"
+#include "timers/queue_int.h"
+
+#include <aioctx/rcu.h>
+#include <aioctx/timers.h>
+#include <pthread.h>
+
+/* QEMUTimer.state */
+enum {
+    TIMER_DEAD = 1 << 0,    /* timer_free() was called */
+    TIMER_HEAP = 1 << 1,    /* made by timer_new(): a struct heap_timer */
+    TIMER_RUNNING = 1 << 2, /* shown by timerlist_walk() */
+};
+
+#define NO_DEADLINE INT64_MAX
+
+/* A timer made by timer_new(). */
+struct heap_timer {
+    QEMUTimer timer; /* first */
+    const char *name;              /* atomic */
+    struct heap_timer *walk_next;  /* atomic, RCU: list->walk; written under the list's lock */
+    struct heap_timer **walk_pprev; /* under the list's lock */
+    AioRcuHead rcu;
+};
+
+/* A callback that is running; lives on its runner's stack, under the list's lock. */
+struct timer_run {
+    QEMUTimer *ts; /* NULL once timer_deinit() has let go of it */
+    uint64_t id;   /* never used twice in a list */
+    bool reap;     /* timer_free() came meanwhile: free it afterwards */
+    struct timer_run *outer;
+};
+
+/* One attribute class: EXTERNAL timers or the others. */
+struct timer_class {
+    int64_t head;                     /* atomic: the soonest deadline, NO_DEADLINE: none */
+    QEMUTimer *due_first, *due_last;  /* taken out by the pass that runs: by next and prev, sorted */
+    struct timer_queue queue;
+};
+
+enum { CLASS_NORMAL, CLASS_EXTERNAL, CLASS_MAX };
+
+struct QEMUTimerList {
+    /* Read by everyone, written rarely. */
+    QEMUClockType type;
+    QEMUTimerListNotifyCB *notify_cb;
+    void *notify_opaque;
+    QEMUTimerList *next_in_clock; /* atomic, RCU */
+    unsigned refs;                /* atomic: the owner's and one for each initialised timer */
+    unsigned passes;              /* atomic: passes in progress that found a timer due, nested ones too */
+    uint64_t disabled_epoch;      /* under the clock's disable_lock: passes was zero since then */
+
+    pthread_mutex_t lock __attribute__((aligned(64)));
+    uint64_t seq;
+    uint64_t run_id;
+    struct timer_run *runs;  /* innermost first */
+    struct heap_timer *walk; /* atomic, RCU */
+    pthread_cond_t run_done; /* a run ended while sync_waiters > 0 */
+    unsigned sync_waiters;
+    unsigned depth;          /* passes on the runner's stack */
+    bool closed;
+
+    struct timer_class cls[CLASS_MAX] __attribute__((aligned(64)));
+    AioRcuHead rcu;
+};
+
+static inline struct timer_class *class_of(QEMUTimerList *tl, const QEMUTimer *ts)
+{
+    return &tl->cls[ts->attributes & QEMU_TIMER_ATTR_EXTERNAL ? CLASS_EXTERNAL : CLASS_NORMAL];
+}
+
+/* The rest is for a caller that holds the list's lock. */
+
+/* Takes an armed timer out of where it waits; its class must be published afterwards. */
+void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts);
+
+/* Gives a timer that a pass has taken out an earlier deadline: it stays in that pass. */
+void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns);
+
+/* Stores the class's head word.  Returns true when it moved forward: notify after the unlock. */
+bool timerlist_publish_locked(struct timer_class *cls);
+
+/* The oldest callback of @ts that is running, the last one to return; NULL: none. */
+struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts);
+
+/* Drops the lock while it waits for a run to end. */
+void timerlist_wait_run_locked(QEMUTimerList *tl, uint64_t id);
+
+/* Unlocks and, when @forward, calls the notify callback; the two lie in one read section, so that
+ * what the callback uses cannot go in between: closing the list takes the lock, and its owner waits
+ * for a grace period after that. */
+void timerlist_unlock_notify(QEMUTimerList *tl, bool forward);
+
+/* References; the last one frees the list after a grace period. */
+void timerlist_get(QEMUTimerList *tl);
+bool timerlist_try_get(QEMUTimerList *tl);
+void timerlist_put(QEMUTimerList *tl);
+
+/* Frees a timer_new() timer after a grace period, and its reference with it. */
+void heap_timer_reap(struct heap_timer *ht);
+
+#endif

@@ -1,0 +1,522 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Timer lists: head words, passes, groups.  The protocols are in list_int.h and clock_int.h.
+ *
+ * A pass takes what is due, up to its budget, out of the queues into the due lists under one hold of
+ * the lock, and then runs it from there.  So what is armed meanwhile, which goes into the queues, waits
+ * for the next pass however late it is; a timer in a due list is still armed and can be deleted or
+ * moved by anyone; and a nested pass finds the outer one's rest in the due lists and runs that first.
+ */
+#include "timers/list_int.h"
+
+#include "rcu/atomic_int.h"
+#include "rcu/rcu_int.h"
+#include "timers/clock_int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+QEMUTimerListGroup main_loop_tlg;
+
+/* ---- Life cycle ------------------------------------------------------------------------------ */
+
+QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque)
+{
+    pthread_mutexattr_t attr;
+    QEMUTimerList *tl;
+
+    rcu_check_fork("timerlist_new");
+    clock_of(type); /* aborts on a bad one */
+    tl = aligned_alloc(64, sizeof(*tl));
+    if (!tl) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    memset(tl, 0, sizeof(*tl));
+    tl->type = type;
+    tl->notify_cb = cb;
+    tl->notify_opaque = opaque;
+    tl->refs = 1;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP); /* held for tens of ns: spin first */
+    pthread_mutex_init(&tl->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    pthread_cond_init(&tl->run_done, NULL);
+    for (int i = 0; i < CLASS_MAX; i++) {
+        tl->cls[i].head = NO_DEADLINE;
+        timer_queue_init(&tl->cls[i].queue);
+    }
+    clock_add_list(tl);
+    return tl;
+}
+
+static void free_list(AioRcuHead *head)
+{
+    QEMUTimerList *tl = container_of(head, QEMUTimerList, rcu);
+
+    pthread_cond_destroy(&tl->run_done);
+    pthread_mutex_destroy(&tl->lock);
+    free(tl);
+}
+
+void timerlist_get(QEMUTimerList *tl)
+{
+    fetch_add_seq(&tl->refs, 1);
+}
+
+bool timerlist_try_get(QEMUTimerList *tl)
+{
+    unsigned refs = ld_relaxed(&tl->refs);
+
+    while (refs > 0) {
+        if (cas_seq(&tl->refs, &refs, refs + 1)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void timerlist_put(QEMUTimerList *tl)
+{
+    if (sub_fetch_acq_rel(&tl->refs, 1) == 0) {
+        aio_call_rcu(&tl->rcu, free_list);
+    }
+}
+
+static void disarm_all_locked(QEMUTimerList *tl)
+{
+    for (int i = 0; i < CLASS_MAX; i++) {
+        struct timer_class *cls = &tl->cls[i];
+        QEMUTimer *ts;
+
+        while ((ts = cls->due_first ? cls->due_first : timer_queue_peek(&cls->queue))) {
+            timerlist_disarm_locked(tl, ts);
+        }
+        timerlist_publish_locked(cls);
+    }
+}
+
+void timerlist_free(QEMUTimerList *tl)
+{
+    if (!tl) {
+        return;
+    }
+    pthread_mutex_lock(&tl->lock);
+    if (tl->closed) {
+        die_misuse("timerlist_free", "the list was freed before");
+    }
+    if (ld_seq(&tl->passes) > 0) {
+        die_misuse("timerlist_free", "timerlist_run_timers() of this list is running");
+    }
+    tl->closed = true;
+    disarm_all_locked(tl);
+    pthread_mutex_unlock(&tl->lock);
+    clock_remove_list(tl);
+    timerlist_put(tl);
+}
+
+/* ---- Arming's half that belongs to the list --------------------------------------------------- */
+
+static void due_remove(struct timer_class *cls, QEMUTimer *ts)
+{
+    *(ts->prev ? &ts->prev->next : &cls->due_first) = ts->next;
+    *(ts->next ? &ts->next->prev : &cls->due_last) = ts->prev;
+    ts->place = PLACE_NONE;
+}
+
+/* A pass appends; only timer_mod_anticipate() on a due timer comes in further ahead. */
+static void due_insert(struct timer_class *cls, QEMUTimer *ts)
+{
+    QEMUTimer *prev = cls->due_last;
+
+    while (prev && timer_before(ts, prev)) {
+        prev = prev->prev;
+    }
+    ts->prev = prev;
+    ts->next = prev ? prev->next : cls->due_first;
+    *(prev ? &prev->next : &cls->due_first) = ts;
+    *(ts->next ? &ts->next->prev : &cls->due_last) = ts;
+    ts->place = PLACE_DUE;
+}
+
+void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
+{
+    struct timer_class *cls = class_of(tl, ts);
+
+    due_remove(cls, ts);
+    ts->seq = ++tl->seq;
+    st_release(&ts->expire_time, ns);
+    due_insert(cls, ts);
+}
+
+void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    struct timer_class *cls = class_of(tl, ts);
+
+    if (ts->place == PLACE_DUE) {
+        due_remove(cls, ts);
+    } else {
+        timer_queue_remove(&cls->queue, ts);
+    }
+    st_release(&ts->expire_time, -1);
+}
+
+bool timerlist_publish_locked(struct timer_class *cls)
+{
+    const QEMUTimer *queued = timer_queue_peek(&cls->queue);
+    int64_t head = queued ? queued->expire_time : NO_DEADLINE, old = cls->head;
+
+    if (cls->due_first && cls->due_first->expire_time < head) {
+        head = cls->due_first->expire_time;
+    }
+    if (head < old) {
+        st_seq(&cls->head, head); /* pairs with the sleeper's load: list_int.h */
+        return true;
+    }
+    if (head > old) {
+        st_release(&cls->head, head);
+    }
+    return false;
+}
+
+void timerlist_unlock_notify(QEMUTimerList *tl, bool forward)
+{
+    if (!forward || !tl->notify_cb) {
+        pthread_mutex_unlock(&tl->lock);
+        return;
+    }
+    aio_rcu_read_lock();
+    pthread_mutex_unlock(&tl->lock);
+    tl->notify_cb(tl->notify_opaque, tl->type);
+    aio_rcu_read_unlock();
+}
+
+void timerlist_notify(QEMUTimerList *tl)
+{
+    aio_rcu_read_lock();
+    pthread_mutex_lock(&tl->lock);
+    timerlist_unlock_notify(tl, !tl->closed);
+    aio_rcu_read_unlock();
+}
+
+/* ---- Lockless reads --------------------------------------------------------------------------- */
+
+static int64_t head_deadline(QEMUTimerList *tl)
+{
+    int64_t a = ld_seq(&tl->cls[CLASS_NORMAL].head), b = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
+
+    return a < b ? a : b;
+}
+
+bool timerlist_has_timers(QEMUTimerList *tl)
+{
+    return head_deadline(tl) != NO_DEADLINE;
+}
+
+int64_t timerlist_deadline_ns(QEMUTimerList *tl)
+{
+    int64_t head = head_deadline(tl), now;
+
+    if (head == NO_DEADLINE || !clock_runs(tl->type)) {
+        return -1;
+    }
+    now = qemu_clock_get_ns(tl->type);
+    return head > now ? head - now : 0;
+}
+
+bool timerlist_expired(QEMUTimerList *tl)
+{
+    return timerlist_deadline_ns(tl) == 0;
+}
+
+QEMUClockType timerlist_get_clock(QEMUTimerList *tl)
+{
+    return tl->type;
+}
+
+/* ---- Runs: callbacks in progress -------------------------------------------------------------- */
+
+struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts)
+{
+    struct timer_run *found = NULL;
+
+    for (struct timer_run *run = tl->runs; run; run = run->outer) {
+        if (run->ts == ts) {
+            found = run;
+        }
+    }
+    return found;
+}
+
+void timerlist_wait_run_locked(QEMUTimerList *tl, uint64_t id)
+{
+    struct timer_run *run;
+
+    tl->sync_waiters++;
+    for (;;) {
+        for (run = tl->runs; run && run->id != id; run = run->outer) {
+        }
+        if (!run) {
+            break;
+        }
+        pthread_cond_wait(&tl->run_done, &tl->lock);
+    }
+    tl->sync_waiters--;
+}
+
+static void end_run_locked(QEMUTimerList *tl, struct timer_run *run)
+{
+    must(tl->runs == run);
+    tl->runs = run->outer;
+    if (run->ts && !timerlist_find_run_locked(tl, run->ts)) {
+        st_release(&run->ts->state, run->ts->state & ~TIMER_RUNNING);
+    }
+    if (tl->sync_waiters) {
+        pthread_cond_broadcast(&tl->run_done);
+    }
+}
+
+/* Runs @ts, which was taken out of its queue, with the lock dropped meanwhile. */
+static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    struct timer_run run = { .ts = ts, .id = ++tl->run_id, .outer = tl->runs };
+    QEMUTimerCB *cb = ts->cb;
+    void *opaque = ts->opaque;
+
+    st_release(&ts->state, ts->state | TIMER_RUNNING);
+    tl->runs = &run;
+    pthread_mutex_unlock(&tl->lock);
+    callback_depth.any++;
+    callback_depth.timer++;
+    cb(opaque);
+    callback_depth.timer--;
+    callback_depth.any--;
+    pthread_mutex_lock(&tl->lock);
+    end_run_locked(tl, &run);
+    if (run.reap) {
+        pthread_mutex_unlock(&tl->lock); /* may wait for a backlog to shrink */
+        heap_timer_reap(container_of(ts, struct heap_timer, timer));
+        pthread_mutex_lock(&tl->lock);
+    }
+}
+
+/* ---- Passes ----------------------------------------------------------------------------------- */
+
+/* Moves what is due at @now into the due lists, in order, up to the budget. */
+static void collect_due_locked(QEMUTimerList *tl, int64_t now)
+{
+    for (int budget = TIMERLIST_BUDGET; budget > 0; budget--) {
+        struct timer_class *cls = &tl->cls[CLASS_NORMAL], *other = &tl->cls[CLASS_EXTERNAL];
+        QEMUTimer *ts = timer_queue_peek(&cls->queue), *t = timer_queue_peek(&other->queue);
+
+        if (!ts || (t && timer_before(t, ts))) {
+            ts = t;
+            cls = other;
+        }
+        if (!ts || ts->expire_time > now) {
+            break;
+        }
+        timer_queue_remove(&cls->queue, ts);
+        due_insert(cls, ts);
+    }
+}
+
+static QEMUTimer *first_due(QEMUTimerList *tl)
+{
+    QEMUTimer *a = tl->cls[CLASS_NORMAL].due_first, *b = tl->cls[CLASS_EXTERNAL].due_first;
+
+    return !a || (b && timer_before(b, a)) ? b : a;
+}
+
+/* The clock was disabled in mid-pass: what was not run goes back to its place in the order. */
+static void put_back_due_locked(QEMUTimerList *tl)
+{
+    QEMUTimer *ts;
+
+    while ((ts = first_due(tl))) {
+        struct timer_class *cls = class_of(tl, ts);
+
+        due_remove(cls, ts);
+        timer_queue_insert(&cls->queue, ts);
+    }
+}
+
+static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
+{
+    bool ran = false;
+    QEMUTimer *ts;
+
+    pthread_mutex_lock(&tl->lock);
+    if (!first_due(tl)) {
+        collect_due_locked(tl, now);
+    }
+    tl->depth++;
+    while ((ts = first_due(tl)) && ld_seq(&clock->enabled)) {
+        timerlist_disarm_locked(tl, ts);
+        timerlist_publish_locked(class_of(tl, ts));
+        run_timer_locked(tl, ts);
+        ran = true;
+    }
+    if (--tl->depth == 0) {
+        put_back_due_locked(tl);
+    }
+    /* Every change so far published its class; moving between due list and queue changes no head. */
+    pthread_mutex_unlock(&tl->lock);
+    return ran;
+}
+
+bool timerlist_run_timers(QEMUTimerList *tl)
+{
+    struct clock *clock = clock_of(tl->type);
+    int64_t head = head_deadline(tl), now;
+    bool ran = false;
+
+    if (head == NO_DEADLINE || !clock_runs(tl->type)) {
+        return false;
+    }
+    now = qemu_clock_get_ns(tl->type);
+    if (head > now) {
+        return false;
+    }
+    rcu_check_may_wait("timerlist_run_timers");
+    fetch_add_seq(&tl->passes, 1); /* pairs with the disabler: clock_int.h */
+    if (ld_seq(&clock->enabled)) {
+        ran = run_pass(tl, clock, now);
+    }
+    if (fetch_sub_seq(&tl->passes, 1) == 1) {
+        clock_pass_done(clock);
+    }
+    return ran;
+}
+
+/* ---- Walking ---------------------------------------------------------------------------------- */
+
+unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque)
+{
+    unsigned n = 0;
+    bool more = true;
+
+    aio_rcu_read_lock();
+    for (struct heap_timer *ht = ld_acquire(&tl->walk); ht && more; ht = ld_acquire(&ht->walk_next)) {
+        uint32_t state = ld_acquire(&ht->timer.state);
+        int64_t deadline = ld_acquire(&ht->timer.expire_time);
+        QEMUTimerInfo info = {
+            .name = ld_acquire(&ht->name),
+            .deadline_ns = deadline,
+            .armed = deadline >= 0,
+            .running = state & TIMER_RUNNING,
+            .dead = state & TIMER_DEAD,
+            .attributes = ht->timer.attributes,
+        };
+
+        n++;
+        more = func(&info, opaque);
+    }
+    aio_rcu_read_unlock();
+    return n;
+}
+
+/* ---- Groups ----------------------------------------------------------------------------------- */
+
+int timerlistgroup_init(QEMUTimerListGroup *tlg, QEMUTimerListNotifyCB *cb, void *opaque)
+{
+    QEMUTimerListGroup made = { 0 };
+
+    for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
+        made.tl[type] = timerlist_new(type, cb, opaque);
+        if (!made.tl[type]) {
+            timerlistgroup_deinit(&made);
+            return -ENOMEM;
+        }
+    }
+    *tlg = made;
+    return 0;
+}
+
+void timerlistgroup_deinit(QEMUTimerListGroup *tlg)
+{
+    for (int type = QEMU_CLOCK_MAX - 1; type >= 0; type--) {
+        timerlist_free(tlg->tl[type]);
+        tlg->tl[type] = NULL;
+    }
+}
+
+bool timerlistgroup_run_timers(QEMUTimerListGroup *tlg)
+{
+    bool ran = false;
+
+    for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
+        ran |= timerlist_run_timers(tlg->tl[type]);
+    }
+    return ran;
+}
+
+int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg)
+{
+    int64_t soonest = -1;
+
+    for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
+        if (qemu_clock_use_for_deadline(type)) {
+            soonest = qemu_soonest_timeout(soonest, timerlist_deadline_ns(tlg->tl[type]));
+        }
+    }
+    return soonest;
+}
+
+/* ---- The main loop's group -------------------------------------------------------------------- */
+
+static QEMUTimerListNotifyCB *main_notify_cb; /* atomic */
+static pthread_once_t main_once = PTHREAD_ONCE_INIT;
+
+static void notify_main_loop(void *opaque, QEMUClockType type)
+{
+    QEMUTimerListNotifyCB *cb = ld_acquire(&main_notify_cb);
+
+    if (cb) {
+        cb(opaque, type);
+    }
+}
+
+static void init_main_loop_tlg(void)
+{
+    if (timerlistgroup_init(&main_loop_tlg, notify_main_loop, NULL) < 0) {
+        die_misuse("init_clocks", "out of memory");
+    }
+}
+
+void init_clocks(QEMUTimerListNotifyCB *notify_cb)
+{
+    pthread_once(&main_once, init_main_loop_tlg);
+    if (notify_cb) {
+        st_release(&main_notify_cb, notify_cb);
+    }
+}
+
+QEMUTimerList *qemu_clock_get_main_loop_timerlist(QEMUClockType type)
+{
+    init_clocks(NULL);
+    clock_of(type);
+    return main_loop_tlg.tl[type];
+}
+
+bool qemu_clock_has_timers(QEMUClockType type)
+{
+    return timerlist_has_timers(qemu_clock_get_main_loop_timerlist(type));
+}
+
+bool qemu_clock_expired(QEMUClockType type)
+{
+    return timerlist_expired(qemu_clock_get_main_loop_timerlist(type));
+}
+
+bool qemu_clock_run_timers(QEMUClockType type)
+{
+    return timerlist_run_timers(qemu_clock_get_main_loop_timerlist(type));
+}
+
+bool qemu_clock_run_all_timers(void)
+{
+    init_clocks(NULL);
+    return timerlistgroup_run_timers(&main_loop_tlg);
+}
