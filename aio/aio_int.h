@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * An AioContext's state.
+ *
+ * Sleeping and waking.  One word, `wake`, holds how many notifies there were (33 bits), how many sleeps
+ * (29 bits), whether the home thread sleeps or is about to, and whether this sleep's wake-up is in the
+ * kernel already.
+ *
+ *   notifier   publish work            seq_cst   |  sleeper   count as last seen?
+ *              old = wake, count + 1   seq_cst   |            sleep + 1, ASLEEP         CAS, seq_cst
+ *              old ASLEEP, not SENT:             |            look at every source of work   seq_cst
+ *                write the eventfd               |            wait in the kernel
+ *                same sleep: set SENT  CAS       |            clear both, count is seen     seq_cst
+ *
+ * Nothing is lost: an addition before the sleeper's CAS makes that fail, and nothing sleeps; one after
+ * it finds ASLEEP.  Work that the sleeper's look did not see was published after it, so the addition
+ * came after the CAS.  A needed wake-up is in the kernel before aio_notify() returns: a notifier that
+ * makes no system call saw the thread awake, or SENT, which is set after the write.  SENT set late
+ * cannot hit the next sleep, since the CAS compares the number of the sleep.  A notify that finds the
+ * thread awake stays counted, and the next blocking poll does not sleep: the caller may have set a flag
+ * that the home thread had looked at before.
+ *
+ * Sources of work: bh_stack, fd_requests, the head words of the timer lists (timers/list_int.h), and,
+ * home thread only, the completions that were reaped but not yet dispatched.
+ */
+#ifndef AIO_AIO_INT_H
+#define AIO_AIO_INT_H
+
+#include "aio/aio_ext_int.h"
+#include "rcu/atomic_int.h"
+#include "rcu/util_int.h"
+
+#include <aioctx/aio.h>
+#include <aioctx/rcu.h>
+#include <pthread.h>
+
+typedef struct FDMonOps FDMonOps;
+typedef struct AioHandler AioHandler;
+struct home_thread;
+struct fd_request;
+
+#define WAKE_ASLEEP UINT64_C(1)
+#define WAKE_SENT UINT64_C(2)
+#define WAKE_SLEEP_ONE UINT64_C(4)
+#define WAKE_SLEEP_MASK (((UINT64_C(1) << 31) - 1) & ~UINT64_C(3))
+#define WAKE_COUNT_SHIFT 31
+#define WAKE_COUNT_ONE (UINT64_C(1) << WAKE_COUNT_SHIFT)
+
+/* Completions dispatched before the timers are looked at again. */
+enum { DISPATCH_BATCH = 64 };
+
+/* An idle bottom half runs after this long at the latest. */
+#define IDLE_BH_NS INT64_C(10000000)
+
+/* The handlers of one fd.  Home thread only. */
+struct AioHandler {
+    int fd;
+    uint32_t events; /* POLL*: what is watched for */
+    IOHandler *io_read, *io_write;
+    AioPollFn *io_poll;
+    IOHandler *io_poll_ready;
+    void *opaque;
+    EventNotifier *notifier; /* io_read takes this: it is an EventNotifierHandler */
+    unsigned busy;    /* its callbacks on the stack */
+    bool removed;     /* call nothing any more; free when nothing below refers to it */
+    bool queued;      /* its completion is among ctx->done */
+    bool armed;       /* io_uring: a poll request is in the kernel or on its way there */
+    bool rearm;       /* io_uring: is on the list of handlers to arm */
+    CqeHandler ready; /* its completion: res is a POLL* mask */
+    AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, ppoll watched */
+};
+
+struct AioContext {
+    /* Any thread writes. */
+    uint64_t wake __attribute__((aligned(64))); /* atomic, see above */
+    QEMUBH *bh_stack;                           /* atomic: pushed by anyone, taken whole by home */
+    struct fd_request *fd_requests;             /* atomic: likewise */
+    uint64_t notifies_sent;                     /* atomic */
+    unsigned refs;                              /* atomic */
+
+    /* Fixed from aio_context_new() on. */
+    const FDMonOps *mon __attribute__((aligned(64)));
+    int wake_fd; /* eventfd, blocking: read only when it is readable */
+    QEMUTimerListGroup tlg;
+
+    /* Under `lock`. */
+    pthread_mutex_t lock;
+    struct home_thread *home; /* atomic to read; NULL: none yet, or it has exited */
+    bool home_gone;           /* it has exited */
+    bool zombie;              /* the last reference is gone and home is to close */
+    AioCloseHook *close_hooks;
+    AioContext *next_of_home; /* home thread only: its contexts */
+
+    /* Home thread only; others read the counters. */
+    void *mon_state __attribute__((aligned(64)));
+    uint64_t notifies_seen; /* the count of `wake` as of the last look */
+    QEMUBH *bh_first, *bh_last; /* taken from bh_stack, not yet run */
+    CqeHandler *done, **done_tail; /* reaped, not yet dispatched */
+    AioHandler **handlers;      /* by fd */
+    int handlers_size;
+    unsigned depth;             /* of aio_poll() */
+    bool shut;                  /* context_shutdown() was here */
+    uint64_t inflight_ops;      /* of users, on the ring */
+    uint64_t inflight_other;    /* aio_context_count_inflight() */
+    uint32_t inflight_by_op[64];
+    AioContextStats stats;
+
+    AioRcuHead rcu;
+};
+
+/* ---- The monitors' interface ------------------------------------------------------------------- */
+
+/*
+ * What waits for fds and completions.  A monitor puts what has completed on ctx->done with
+ * context_complete(), and never calls back.  All but init: home thread only, and never re-entered.
+ */
+struct FDMonOps {
+    const char *name;
+    /* Makes mon_state.  Returns 0 or -errno; -ENOSYS, -EPERM and -ENOMEM let another monitor be tried. */
+    int (*init)(AioContext *ctx, unsigned entries);
+    /* The calling thread is home from now on. */
+    void (*attach)(AioContext *ctx);
+    /* Submits what is queued and waits: timeout_ns 0 not at all, below 0 without limit.  Returns 0, or
+     * -EINTR when a signal ended the wait. */
+    int (*wait)(AioContext *ctx, int64_t timeout_ns);
+    /* Handler is new, or its events have changed; events is not 0. */
+    void (*watch)(AioContext *ctx, AioHandler *h);
+    /* When this returns the kernel has let go of the fd; h->ready may still be queued. */
+    void (*unwatch)(AioContext *ctx, AioHandler *h);
+    /* Completed h->ready is about to be dispatched: watch again. */
+    void (*rewatch)(AioContext *ctx, AioHandler *h);
+    /* Operations; NULL where there are none. */
+    int (*add_sqe)(AioContext *ctx, void (*prep)(struct io_uring_sqe *, void *), void *opaque,
+                   CqeHandler *handler);
+    int (*cancel_sqe)(AioContext *ctx, CqeHandler *handler);
+    void (*cancel_all)(AioContext *ctx);
+    /* Frees mon_state; @home: called on the home thread.  No handler is watched any more. */
+    void (*close)(AioContext *ctx, bool home);
+};
+
+extern const FDMonOps fdmon_io_uring, fdmon_ppoll;
+
+/* Appends a completion to those to be dispatched. */
+static inline void context_complete(AioContext *ctx, CqeHandler *handler)
+{
+    handler->next = NULL;
+    *ctx->done_tail = handler;
+    ctx->done_tail = &handler->next;
+}
+
+/* ---- Between the files of this folder ---------------------------------------------------------- */
+
+/* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
+void context_enter_home(AioContext *ctx, const char *call);
+/* context.c: one iteration that waits @max_wait_ns at most; below 0: without limit. */
+bool context_iterate(AioContext *ctx, int64_t max_wait_ns);
+/* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
+void context_notify_from_timer(void *opaque, QEMUClockType type);
+/* context.c: ends all that the context does; see iothread_stop().  Home thread, or home is gone. */
+void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns);
+
+/* bh.c */
+bool bh_poll(AioContext *ctx);
+/* 0: run now; IDLE_BH_NS: idle ones only; -1: none. */
+int64_t bh_timeout(AioContext *ctx);
+void bh_drop_all(AioContext *ctx);
+
+/* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
+bool handlers_apply_requests(AioContext *ctx);
+/* @home: called on the home thread, else that has exited and the kernel has forgotten its polls. */
+void handlers_drop_all(AioContext *ctx, bool home);
+/* Whether a completion is that of an fd handler. */
+bool handlers_own(const CqeHandler *handler);
+
+#endif

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Bottom halves.
+ *
+ * Anyone pushes onto ctx->bh_stack, a Treiber stack; the home thread takes the whole stack at once,
+ * which rules out ABA, and reverses it, so that what one thread scheduled runs in that order.  A pass
+ * moves what was taken to the end of a FIFO and runs the FIFO until it is empty: a nested pass thereby
+ * finishes the outer one's rest first, and what is scheduled meanwhile waits on the stack.
+ *
+ * BH_PENDING says that the bottom half is on the stack or in the FIFO; who sets it pushes.  The home
+ * thread clears it, together with BH_SCHEDULED, when it takes the bottom half out to run it, so from
+ * then on it can be pushed again.  Memory is freed by the home thread only.
+ * Source: Treiber, "Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986.
+ */
+#include "aio/aio_int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+enum {
+    BH_PENDING = 1 << 0,
+    BH_SCHEDULED = 1 << 1, /* run it; without this a pending one was cancelled */
+    BH_IDLE = 1 << 2,      /* scheduled by qemu_bh_schedule_idle() alone */
+    BH_ONESHOT = 1 << 3,
+    BH_DELETED = 1 << 4,
+};
+
+struct QEMUBH {
+    AioContext *ctx;
+    QEMUBHFunc *cb;
+    void *opaque;
+    QEMUBH *next;   /* on the stack: written before the push; in the FIFO: home thread */
+    unsigned flags; /* atomic */
+};
+
+static QEMUBH *bh_alloc(AioContext *ctx, QEMUBHFunc *cb, void *opaque, unsigned flags)
+{
+    QEMUBH *bh = malloc(sizeof(*bh));
+
+    if (bh) {
+        *bh = (QEMUBH){ .ctx = ctx, .cb = cb, .opaque = opaque, .flags = flags };
+    }
+    return bh;
+}
+
+/* May be in a signal handler.  @bh may be run, and freed, as soon as it is on the stack. */
+static void push(AioContext *ctx, QEMUBH *bh)
+{
+    QEMUBH *top = ld_relaxed(&ctx->bh_stack);
+
+    do {
+        st_relaxed(&bh->next, top);
+    } while (!cas_seq(&ctx->bh_stack, &top, bh));
+}
+
+static void set_flags(QEMUBH *bh, unsigned set, unsigned clear, bool notify)
+{
+    AioContext *ctx = bh->ctx;
+    unsigned old = ld_relaxed(&bh->flags), new_flags;
+
+    do {
+        if (unlikely(old & BH_DELETED)) {
+            die_misuse("qemu_bh", "the bottom half was deleted before");
+        }
+        new_flags = old | set | BH_PENDING;
+        if (!(set & BH_IDLE)) {
+            new_flags &= ~clear;
+        } else if ((old & (BH_SCHEDULED | BH_IDLE)) == BH_SCHEDULED) {
+            new_flags &= ~BH_IDLE; /* it is due sooner already */
+        }
+    } while (!cas_seq(&bh->flags, &old, new_flags));
+    if (!(old & BH_PENDING)) {
+        push(ctx, bh);
+    }
+    /* Also when it was pending: it may have been idle or cancelled, and nobody was told. */
+    if (notify) {
+        aio_notify(ctx);
+    }
+}
+
+QEMUBH *aio_bh_new(AioContext *ctx, QEMUBHFunc *cb, void *opaque)
+{
+    QEMUBH *bh = bh_alloc(ctx, cb, opaque, 0);
+
+    if (!bh) {
+        errno = ENOMEM;
+    }
+    return bh;
+}
+
+int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque)
+{
+    QEMUBH *bh = bh_alloc(ctx, cb, opaque, BH_ONESHOT | BH_PENDING | BH_SCHEDULED);
+
+    if (!bh) {
+        return -ENOMEM;
+    }
+    push(ctx, bh);
+    aio_notify(ctx);
+    return 0;
+}
+
+void qemu_bh_schedule(QEMUBH *bh)
+{
+    set_flags(bh, BH_SCHEDULED, BH_IDLE, true);
+}
+
+void qemu_bh_schedule_idle(QEMUBH *bh)
+{
+    set_flags(bh, BH_SCHEDULED | BH_IDLE, 0, false);
+}
+
+void qemu_bh_cancel(QEMUBH *bh)
+{
+    fetch_and_seq(&bh->flags, ~(unsigned)(BH_SCHEDULED | BH_IDLE));
+}
+
+void qemu_bh_delete(QEMUBH *bh)
+{
+    if (bh) {
+        set_flags(bh, BH_DELETED, BH_SCHEDULED | BH_IDLE, false);
+    }
+}
+
+/* Moves what was pushed to the end of the FIFO, oldest first. */
+static void take_pushed(AioContext *ctx)
+{
+    QEMUBH *bh, *first = NULL, *last = NULL;
+
+    if (!ld_seq(&ctx->bh_stack)) {
+        return;
+    }
+    for (bh = last = xchg_seq(&ctx->bh_stack, NULL); bh;) {
+        QEMUBH *next = ld_relaxed(&bh->next);
+
+        st_relaxed(&bh->next, first);
+        first = bh;
+        bh = next;
+    }
+    if (ctx->bh_first) {
+        st_relaxed(&ctx->bh_last->next, first);
+    } else {
+        ctx->bh_first = first;
+    }
+    ctx->bh_last = last;
+}
+
+static QEMUBH *pop_first(AioContext *ctx)
+{
+    QEMUBH *bh = ctx->bh_first;
+
+    if (bh) {
+        ctx->bh_first = ld_relaxed(&bh->next);
+    }
+    return bh;
+}
+
+bool bh_poll(AioContext *ctx)
+{
+    bool progress = false;
+    QEMUBH *bh;
+
+    take_pushed(ctx);
+    while ((bh = pop_first(ctx))) {
+        /* From here on the bottom half can be pushed again, also by its own callback. */
+        unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
+        QEMUBHFunc *cb = bh->cb;
+        void *opaque = bh->opaque;
+
+        if (old & (BH_DELETED | BH_ONESHOT)) {
+            free(bh);
+        }
+        if ((old & (BH_DELETED | BH_SCHEDULED)) == BH_SCHEDULED) {
+            count_own(&ctx->stats.bhs, 1);
+            progress |= !(old & BH_IDLE);
+            callback_depth.any++;
+            cb(opaque);
+            callback_depth.any--;
+        }
+    }
+    return progress;
+}
+
+int64_t bh_timeout(AioContext *ctx)
+{
+    int64_t timeout = -1;
+
+    if (ctx->bh_first) {
+        return 0;
+    }
+    /* Only the home thread, which this is, takes anything off the stack. */
+    for (QEMUBH *bh = ld_seq(&ctx->bh_stack); bh; bh = ld_relaxed(&bh->next)) {
+        unsigned flags = ld_seq(&bh->flags);
+
+        if ((flags & BH_DELETED) || (flags & (BH_SCHEDULED | BH_IDLE)) == BH_SCHEDULED) {
+            return 0;
+        }
+        if (flags & BH_SCHEDULED) {
+            timeout = IDLE_BH_NS;
+        }
+    }
+    return timeout;
+}
+
+void bh_drop_all(AioContext *ctx)
+{
+    QEMUBH *bh;
+
+    take_pushed(ctx);
+    while ((bh = pop_first(ctx))) {
+        unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
+
+        if (old & (BH_DELETED | BH_ONESHOT)) {
+            free(bh);
+        }
+    }
+}

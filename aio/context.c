@@ -1,0 +1,517 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * AioContext: making and closing one, and the iteration of its loop.
+ *
+ *   announce sleep -> compute timeout -> [monitor: submit and wait] -> wake -> fd requests
+ *     -> bottom halves -> completions (fds, operations), at most DISPATCH_BATCH -> timers
+ *
+ * Everything that waits to be dispatched lies in queues of the context from which it is taken out
+ * before its callback is called, so that a nested iteration goes on where the outer one stopped.
+ */
+#include "aio/aio_int.h"
+#include "aio/home_int.h"
+#include "aio/wake_int.h"
+#include "rcu/rcu_int.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
+
+static const FDMonOps *const monitors[] = { &fdmon_io_uring, &fdmon_ppoll };
+enum { MONITORS = sizeof(monitors) / sizeof(monitors[0]) };
+
+/* ---- Making a context -------------------------------------------------------------------------- */
+
+static const FDMonOps *find_monitor(const char *name, const char *where)
+{
+    for (int i = 0; i < MONITORS; i++) {
+        if (strcmp(monitors[i]->name, name) == 0) {
+            return monitors[i];
+        }
+    }
+    fprintf(stderr, "aioctx: %s: there is no monitor '%s'; use io_uring or ppoll\n", where, name);
+    return NULL;
+}
+
+static bool may_fall_back(int err)
+{
+    return err == -ENOSYS || err == -EPERM || err == -EACCES || err == -ENOMEM;
+}
+
+static void say_fallback(const char *name, const char *instead, int err)
+{
+    static bool said;
+
+    if (!xchg_seq(&said, true)) {
+        fprintf(stderr, "aioctx: no %s here (%s); using %s, which has no file I/O\n", name,
+                strerror(-err), instead);
+    }
+}
+
+static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
+{
+    unsigned entries = opts->ring_entries ? opts->ring_entries : RING_ENTRIES;
+    const char *env = getenv("AIOCTX_FDMON");
+    const char *name = opts->monitor ? opts->monitor : env && *env ? env : NULL;
+    int err = -EINVAL;
+
+    if (entries > RING_ENTRIES_MAX) {
+        fprintf(stderr, "aioctx: ring_entries is %u; it is 1 to %d\n", entries, RING_ENTRIES_MAX);
+        return -EINVAL;
+    }
+    if (name) {
+        ctx->mon = find_monitor(name, opts->monitor ? "AioContextOptions.monitor" : "AIOCTX_FDMON");
+        return ctx->mon ? ctx->mon->init(ctx, entries) : -EINVAL;
+    }
+    for (int i = 0; i < MONITORS; i++) {
+        ctx->mon = monitors[i];
+        err = ctx->mon->init(ctx, entries);
+        if (!may_fall_back(err)) {
+            break;
+        }
+        if (i + 1 < MONITORS) {
+            say_fallback(monitors[i]->name, monitors[i + 1]->name, err);
+        }
+    }
+    return err;
+}
+
+static int init_context(AioContext *ctx, const AioContextOptions *opts)
+{
+    int ret;
+
+    ctx->wake_fd = eventfd(0, EFD_CLOEXEC);
+    if (ctx->wake_fd < 0) {
+        return -errno;
+    }
+    ret = timerlistgroup_init(&ctx->tlg, context_notify_from_timer, ctx);
+    if (ret < 0) {
+        goto close_fd;
+    }
+    ret = init_monitor(ctx, opts);
+    if (ret < 0) {
+        goto free_timers;
+    }
+    return 0;
+
+free_timers:
+    timerlistgroup_deinit(&ctx->tlg);
+close_fd:
+    close(ctx->wake_fd);
+    ctx->wake_fd = -1;
+    return ret;
+}
+
+static void free_context(AioRcuHead *head)
+{
+    AioContext *ctx = container_of(head, AioContext, rcu);
+
+    if (ctx->wake_fd >= 0) {
+        close(ctx->wake_fd);
+    }
+    pthread_mutex_destroy(&ctx->lock);
+    free(ctx);
+}
+
+AioContext *aio_context_new(const AioContextOptions *opts)
+{
+    AioContext *ctx;
+    int ret;
+
+    rcu_check_fork("aio_context_new");
+    ctx = aligned_alloc(64, (sizeof(*ctx) + 63) / 64 * 64);
+    if (!ctx) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    memset(ctx, 0, sizeof(*ctx));
+    ctx->refs = 1;
+    ctx->done_tail = &ctx->done;
+    pthread_mutex_init(&ctx->lock, NULL);
+    ret = init_context(ctx, opts ? opts : &(AioContextOptions){ 0 });
+    if (ret < 0) {
+        /* A walker of a clock's lists may be on one of ours and notify us: after a grace period. */
+        aio_call_rcu(&ctx->rcu, free_context);
+        errno = -ret;
+        return NULL;
+    }
+    return ctx;
+}
+
+void aio_context_ref(AioContext *ctx)
+{
+    fetch_add_seq(&ctx->refs, 1);
+}
+
+QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx)
+{
+    return &ctx->tlg;
+}
+
+const char *aio_context_get_monitor(AioContext *ctx)
+{
+    return ctx->mon->name;
+}
+
+bool aio_context_has_ring(AioContext *ctx)
+{
+    return ctx->mon->add_sqe != NULL;
+}
+
+static CqeHandler *pop_done(AioContext *ctx)
+{
+    CqeHandler *handler = ctx->done;
+
+    if (handler) {
+        ctx->done = handler->next;
+        if (!ctx->done) {
+            ctx->done_tail = &ctx->done;
+        }
+    }
+    return handler;
+}
+
+/* ---- Closing a context ------------------------------------------------------------------------- */
+
+static void call_close_hooks(AioContext *ctx)
+{
+    AioCloseHook *hook;
+
+    pthread_mutex_lock(&ctx->lock);
+    while ((hook = ctx->close_hooks)) {
+        ctx->close_hooks = hook->next;
+        if (hook->next) {
+            hook->next->pprev = &ctx->close_hooks;
+        }
+        hook->pprev = NULL;
+        pthread_mutex_unlock(&ctx->lock);
+        hook->func(hook, ctx);
+        pthread_mutex_lock(&ctx->lock);
+    }
+    pthread_mutex_unlock(&ctx->lock);
+}
+
+void aio_context_add_close_hook(AioContext *ctx, AioCloseHook *hook)
+{
+    pthread_mutex_lock(&ctx->lock);
+    hook->next = ctx->close_hooks;
+    hook->pprev = &ctx->close_hooks;
+    if (hook->next) {
+        hook->next->pprev = &hook->next;
+    }
+    ctx->close_hooks = hook;
+    pthread_mutex_unlock(&ctx->lock);
+}
+
+bool aio_context_del_close_hook(AioContext *ctx, AioCloseHook *hook)
+{
+    pthread_mutex_lock(&ctx->lock);
+    bool found = hook->pprev != NULL;
+    if (found) {
+        *hook->pprev = hook->next;
+        if (hook->next) {
+            hook->next->pprev = hook->pprev;
+        }
+        hook->pprev = NULL;
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    return found;
+}
+
+static bool in_flight(AioContext *ctx)
+{
+    return ctx->inflight_ops || ctx->inflight_other || ctx->done;
+}
+
+/*
+ * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom halves
+ * that schedule themselves for ever get a number of passes.  Returns whether nothing is in flight.
+ */
+static bool quiesce(AioContext *ctx, int64_t limit_ns)
+{
+    int64_t end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + limit_ns, now;
+    int passes = 1000;
+
+    while (in_flight(ctx) ||
+           ((bh_timeout(ctx) == 0 || ld_seq(&ctx->fd_requests)) && passes-- > 0)) {
+        now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+        if (now >= end) {
+            return !in_flight(ctx);
+        }
+        context_iterate(ctx, end - now);
+    }
+    return true;
+}
+
+static const char *op_name(unsigned op)
+{
+    static const char *const names[] = { /* the order of enum io_uring_op */
+        "nop", "readv", "writev", "fsync", "read_fixed", "write_fixed", "poll_add", "poll_remove",
+        "sync_file_range", "sendmsg", "recvmsg", "timeout", "timeout_remove", "accept", "async_cancel",
+        "link_timeout", "connect", "fallocate", "openat", "close", "files_update", "statx", "read",
+        "write", "fadvise", "madvise", "send", "recv",
+    };
+
+    return op < sizeof(names) / sizeof(names[0]) ? names[op] : "operation";
+}
+
+static void say_in_flight(AioContext *ctx, const char *name, const char *then)
+{
+    char text[256] = "";
+    size_t len = 0;
+
+    for (unsigned op = 0; op < 64 && len < sizeof(text) - 40; op++) {
+        if (ctx->inflight_by_op[op]) {
+            len += snprintf(text + len, sizeof(text) - len, " %u %s", ctx->inflight_by_op[op], op_name(op));
+        }
+    }
+    if (ctx->inflight_other) {
+        snprintf(text + len, sizeof(text) - len, " %llu of a block driver",
+                 (unsigned long long)ctx->inflight_other);
+    }
+    fprintf(stderr, "aioctx: %s: still in flight at the end:%s; %s\n", name, text, then);
+}
+
+void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
+{
+    bool home = in_aio_context_home_thread(ctx);
+
+    if (home && !quiesce(ctx, limit_ns)) {
+        say_in_flight(ctx, name, "cancelling");
+        if (ctx->mon->cancel_all && ctx->inflight_ops) {
+            ctx->mon->cancel_all(ctx);
+        }
+        if (!quiesce(ctx, INT64_C(2000000000))) {
+            say_in_flight(ctx, name, "given up; their memory is left to the kernel");
+        }
+    }
+    timerlistgroup_deinit(&ctx->tlg);
+    call_close_hooks(ctx);
+    handlers_drop_all(ctx, home);
+    for (CqeHandler *left; (left = pop_done(ctx));) {
+        if (home || handlers_own(left)) { /* ours: frees a handler just removed */
+            left->cb(left);
+        }
+    }
+    ctx->shut = true;
+    ctx->mon->close(ctx, home);
+}
+
+void context_close(AioContext *ctx)
+{
+    AioContext *before = home_set_current(ctx);
+    bool shut = ctx->shut;
+
+    if (!shut) {
+        context_shutdown(ctx, "aio_context_unref", INT64_C(10000000000));
+    }
+    home_set_current(before == ctx ? NULL : before);
+    bh_drop_all(ctx);
+    home_forget(ctx);
+    /* A timer's late notify_cb may still be on its way to us, and to wake_fd: timers/list_int.h. */
+    aio_call_rcu(&ctx->rcu, free_context);
+}
+
+void aio_context_unref(AioContext *ctx)
+{
+    bool here;
+
+    if (sub_fetch_acq_rel(&ctx->refs, 1) > 0) {
+        return;
+    }
+    pthread_mutex_lock(&ctx->lock);
+    here = ctx->shut || !ctx->home || in_aio_context_home_thread(ctx);
+    if (!here) {
+        ctx->zombie = true;
+        st_seq(&ctx->home->zombies, true); /* home cannot exit while we hold the lock */
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    if (here) {
+        if (ctx->depth) {
+            die_misuse("aio_context_unref", "the last reference went below a callback of the context");
+        }
+        context_close(ctx);
+    }
+}
+
+/* ---- The loop ---------------------------------------------------------------------------------- */
+
+static int64_t compute_timeout(AioContext *ctx)
+{
+    int64_t timeout;
+
+    if (ctx->done || ld_seq(&ctx->fd_requests)) {
+        return 0;
+    }
+    timeout = bh_timeout(ctx);
+    if (timeout != 0) {
+        timeout = qemu_soonest_timeout(timeout, timerlistgroup_deadline_ns(&ctx->tlg));
+    }
+    return timeout;
+}
+
+int64_t aio_compute_timeout(AioContext *ctx)
+{
+    context_enter_home(ctx, "aio_compute_timeout");
+    return compute_timeout(ctx);
+}
+
+/* Announces the sleep before the look at what there is to do; see aio_int.h. */
+static int64_t begin_sleep(AioContext *ctx, int64_t max_wait_ns)
+{
+    if (ctx->done || !wake_begin_sleep(ctx)) {
+        return 0;
+    }
+    return qemu_soonest_timeout(max_wait_ns, compute_timeout(ctx));
+}
+
+static void count_wakeup(AioContext *ctx, int ret, bool notified)
+{
+    AioContextStats *st = &ctx->stats;
+
+    count_own(&st->sleeps, 1);
+    count_own(notified ? &st->wakeups_notify : ctx->done ? &st->wakeups_event :
+              ret == -EINTR ? &st->wakeups_signal : &st->wakeups_timeout, 1);
+}
+
+static void wait_for_events(AioContext *ctx, int64_t max_wait_ns)
+{
+    int64_t timeout = max_wait_ns == 0 ? 0 : begin_sleep(ctx, max_wait_ns);
+    int ret = ctx->mon->wait(ctx, timeout);
+
+    if (max_wait_ns != 0) {
+        bool notified = wake_end_sleep(ctx);
+
+        if (timeout != 0) {
+            count_wakeup(ctx, ret, notified);
+        }
+    }
+}
+
+static bool dispatch_done(AioContext *ctx)
+{
+    CqeHandler *handler;
+    int n = 0;
+
+    while (n < DISPATCH_BATCH && (handler = pop_done(ctx))) {
+        n++;
+        callback_depth.any++;
+        handler->cb(handler);
+        callback_depth.any--;
+    }
+    return n > 0;
+}
+
+bool context_iterate(AioContext *ctx, int64_t max_wait_ns)
+{
+    AioContext *before = home_set_current(ctx);
+    bool progress;
+
+    ctx->depth++;
+    count_own(&ctx->stats.iterations, 1);
+    wait_for_events(ctx, max_wait_ns);
+    progress = handlers_apply_requests(ctx);
+    progress |= bh_poll(ctx);
+    progress |= dispatch_done(ctx);
+    if (timerlistgroup_run_timers(&ctx->tlg)) {
+        count_own(&ctx->stats.timers, 1);
+        progress = true;
+    }
+    ctx->depth--;
+    if (before) {
+        home_set_current(before);
+    }
+    return progress;
+}
+
+bool aio_poll(AioContext *ctx, bool blocking)
+{
+    context_enter_home(ctx, "aio_poll");
+    rcu_check_may_wait("aio_poll");
+    return context_iterate(ctx, blocking ? -1 : 0);
+}
+
+void context_notify_from_timer(void *opaque, QEMUClockType type)
+{
+    AioContext *ctx = opaque;
+
+    /* Home is awake, and looks at its timers before it sleeps. */
+    if (!in_aio_context_home_thread(ctx)) {
+        aio_notify(ctx);
+    }
+}
+
+/* ---- Operations and timers --------------------------------------------------------------------- */
+
+static AioContext *current_for_ops(int *ret_err)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+
+    *ret_err = !ctx ? -EINVAL : !ctx->mon->add_sqe ? -ENOTSUP : 0;
+    return ctx;
+}
+
+int aio_add_sqe(void (*prep)(struct io_uring_sqe *sqe, void *opaque), void *opaque,
+                CqeHandler *handler)
+{
+    int err;
+    AioContext *ctx = current_for_ops(&err);
+
+    return err ? err : ctx->mon->add_sqe(ctx, prep, opaque, handler);
+}
+
+int aio_cancel_sqe(CqeHandler *handler)
+{
+    int err;
+    AioContext *ctx = current_for_ops(&err);
+
+    return err ? err : ctx->mon->cancel_sqe(ctx, handler);
+}
+
+void aio_context_count_inflight(AioContext *ctx, int n)
+{
+    ctx->inflight_other += n;
+}
+
+QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb, void *opaque)
+{
+    return timer_new_full(&ctx->tlg, type, scale, 0, cb, opaque);
+}
+
+QEMUTimer *aio_timer_new_with_attrs(AioContext *ctx, QEMUClockType type, int scale, int attributes,
+                                    QEMUTimerCB *cb, void *opaque)
+{
+    return timer_new_full(&ctx->tlg, type, scale, attributes, cb, opaque);
+}
+
+void aio_timer_init(AioContext *ctx, QEMUTimer *ts, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                    void *opaque)
+{
+    timer_init_full(ts, &ctx->tlg, type, scale, 0, cb, opaque);
+}
+
+void aio_timer_init_with_attrs(AioContext *ctx, QEMUTimer *ts, QEMUClockType type, int scale,
+                               int attributes, QEMUTimerCB *cb, void *opaque)
+{
+    timer_init_full(ts, &ctx->tlg, type, scale, attributes, cb, opaque);
+}
+
+/* ---- Statistics -------------------------------------------------------------------------------- */
+
+void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats)
+{
+    AioContextStats out = { 0 };
+    const uint64_t *from = (const uint64_t *)&ctx->stats;
+    uint64_t *to = (uint64_t *)&out;
+
+    for (size_t i = 0; i < sizeof(out) / sizeof(*to); i++) {
+        to[i] = ld_relaxed(&from[i]);
+    }
+    out.notifies_sent = ld_relaxed(&ctx->notifies_sent);
+    *ret_stats = out;
+}

@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The io_uring monitor: fds, operations, wake-ups and the deadline in one ring.
+ *
+ * One io_uring_enter(2) submits what was queued since the last one and waits, with the deadline as an
+ * argument of the wait.  When there is nothing to submit and nothing to wait for there is none.
+ *
+ * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll request
+ * looks at the fd's state when it arrives, so that handlers are level-triggered.  The wake eventfd
+ * is read by a request of its own, so that a wake-up needs no read(2).
+ *
+ * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits.
+ * Completions are copied out and their slots released at once (reap), and dispatched later.
+ *
+ * Source: io_uring_enter(2), io_uring_setup(2), io_uring_prep_poll_add(3).
+ */
+#include "aio/aio_int.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* Newer than liburing 2.3's headers.  Neither changes the ring's layout. */
+#ifndef IORING_FEAT_NO_IOWAIT
+#define IORING_FEAT_NO_IOWAIT (1U << 17)
+#endif
+#ifndef IORING_ENTER_NO_IOWAIT
+#define IORING_ENTER_NO_IOWAIT (1U << 7)
+#endif
+
+struct uring_mon {
+    struct io_uring ring;
+    AioHandler *to_arm;       /* watched handlers without a poll request */
+    CqeHandler wake;          /* the read of the wake eventfd */
+    uint64_t wake_value;
+    bool wake_armed;
+    bool attached;            /* enabled, by the home thread */
+    bool reg_ring;            /* the ring fd is registered with the home thread */
+    bool must_enter;          /* no TASKRUN flag tells of deferred work */
+    unsigned enter_flags;     /* of every wait */
+    uint64_t inflight;        /* all with a CqeHandler, our own included */
+};
+
+/* Our own completions are told from users' by their callback. */
+static void own_completion(CqeHandler *handler)
+{
+    die_misuse("fdmon_io_uring", "a completion of the loop's own was dispatched");
+}
+
+/* ---- Setting up -------------------------------------------------------------------------------- */
+
+/*
+ * From what the newest kernel takes to what the oldest does: one that does not know a flag answers
+ * EINVAL.  DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18.
+ * R_DISABLED comes with SINGLE_ISSUER, for the one issuer is who enables the ring.
+ */
+static const unsigned setup_flags[] = {
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_DEFER_TASKRUN |
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED,
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN |
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED,
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,
+    IORING_SETUP_SUBMIT_ALL,
+    0,
+};
+
+static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
+{
+    const unsigned need = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL;
+    int ret = -EINVAL;
+
+    for (size_t i = 0; i < sizeof(setup_flags) / sizeof(setup_flags[0]) && ret == -EINVAL; i++) {
+        struct io_uring_params p = {
+            .flags = setup_flags[i] | IORING_SETUP_CQSIZE,
+            .cq_entries = entries * 4 > 1024 ? entries * 4 : 1024,
+        };
+
+        ret = io_uring_queue_init_params(entries, &m->ring, &p);
+        *ret_flags = setup_flags[i];
+    }
+    if (ret == 0 && (m->ring.features & need) != need) {
+        io_uring_queue_exit(&m->ring);
+        return -ENOSYS; /* before Linux 5.11 */
+    }
+    return ret;
+}
+
+static int uring_init(AioContext *ctx, unsigned entries)
+{
+    struct uring_mon *m = calloc(1, sizeof(*m));
+    unsigned flags = 0;
+    int ret;
+
+    if (!m) {
+        return -ENOMEM;
+    }
+    ret = setup_ring(m, entries, &flags);
+    if (ret < 0) {
+        free(m);
+        return ret;
+    }
+    m->wake.cb = own_completion;
+    m->must_enter = (flags & IORING_SETUP_COOP_TASKRUN) && !(flags & IORING_SETUP_TASKRUN_FLAG);
+    m->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+    if (m->ring.features & IORING_FEAT_NO_IOWAIT) {
+        m->enter_flags |= IORING_ENTER_NO_IOWAIT;
+    }
+    ctx->mon_state = m;
+    return 0;
+}
+
+static void uring_attach(AioContext *ctx)
+{
+    struct uring_mon *m = ctx->mon_state;
+    int ret;
+
+    if (m->ring.flags & IORING_SETUP_R_DISABLED) {
+        /* Not io_uring_enable_rings(): liburing 2.3's shared library does not export it. */
+        ret = io_uring_register(m->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+        if (ret < 0) {
+            die_misuse("aio_poll", "the kernel does not enable the ring: error %d", -ret);
+        }
+    }
+    m->attached = true;
+    m->reg_ring = io_uring_register_ring_fd(&m->ring) == 1;
+}
+
+/* ---- Submitting and reaping -------------------------------------------------------------------- */
+
+/* Makes queued entries visible to the kernel; returns how many it has not taken yet, short submits
+ * included.  The array is the identity where the ring has one, whoever filled it. */
+static unsigned flush_sq(struct io_uring_sq *sq)
+{
+    if (sq->sqe_head != sq->sqe_tail) {
+        for (; sq->sqe_head != sq->sqe_tail; sq->sqe_head++) {
+            sq->array[sq->sqe_head & *sq->kring_mask] = sq->sqe_head & *sq->kring_mask;
+        }
+        io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+    }
+    return sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);
+}
+
+static bool op_is_users(const CqeHandler *handler)
+{
+    return handler->reserved != 0;
+}
+
+/* Takes one completion out of the ring. */
+static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring_cqe *cqe)
+{
+    CqeHandler *handler = io_uring_cqe_get_data(cqe);
+
+    if (!handler) {
+        return;
+    }
+    m->inflight--;
+    if (handler == &m->wake) {
+        m->wake_armed = false;
+        return;
+    }
+    handler->res = cqe->res;
+    handler->flags = cqe->flags;
+    if (op_is_users(handler)) {
+        ctx->inflight_ops--;
+        ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
+    } else {
+        AioHandler *h = container_of(handler, AioHandler, ready);
+
+        h->armed = false;
+        h->queued = true;
+    }
+    context_complete(ctx, handler);
+}
+
+static void reap(AioContext *ctx, struct uring_mon *m)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+
+    io_uring_for_each_cqe(&m->ring, head, cqe) {
+        take_cqe(ctx, m, cqe);
+        n++;
+    }
+    if (n) {
+        io_uring_cq_advance(&m->ring, n);
+        count_own(&ctx->stats.cqes, n);
+    }
+}
+
+/*
+ * The one place that enters the kernel.  Returns what io_uring_enter(2) does; every outcome leaves
+ * entries that were not taken in the queue for the next time.
+ */
+static int enter(AioContext *ctx, struct uring_mon *m, unsigned want, const struct __kernel_timespec *ts)
+{
+    struct io_uring_getevents_arg arg = { .ts = (uintptr_t)ts };
+    unsigned flags = m->enter_flags | (m->reg_ring ? IORING_ENTER_REGISTERED_RING : 0);
+    int ret;
+
+    if (io_uring_smp_load_acquire(m->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) {
+        count_own(&ctx->stats.cq_overflows, 1);
+    }
+    count_own(&ctx->stats.syscalls, 1);
+    ret = io_uring_enter2(m->ring.enter_ring_fd, flush_sq(&m->ring.sq), want, flags,
+                          (sigset_t *)&arg, sizeof(arg));
+    switch (ret) {
+    case -EAGAIN: /* no memory for a request: let others get on */
+        nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+        break;
+    case -EBADR:
+        die_misuse("aio_poll", "the kernel has lost completions: out of memory (EBADR)");
+    case -EBADF:
+    case -EEXIST:
+    case -EFAULT:
+    case -EINVAL:
+        die_misuse("aio_poll", "io_uring_enter: error %d; was the ring's fd closed?", -ret);
+    default: /* a count; -ETIME, -EINTR; -EBUSY: reaping makes room */
+        break;
+    }
+    return ret;
+}
+
+static struct io_uring_sqe *get_sqe(AioContext *ctx, struct uring_mon *m)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&m->ring);
+
+    while (unlikely(!sqe)) {
+        count_own(&ctx->stats.sq_full, 1);
+        enter(ctx, m, 0, NULL);
+        reap(ctx, m);
+        sqe = io_uring_get_sqe(&m->ring);
+    }
+    count_own(&ctx->stats.sqes, 1);
+    return sqe;
+}
+
+static void queue_own(struct uring_mon *m, struct io_uring_sqe *sqe, CqeHandler *handler)
+{
+    io_uring_sqe_set_data(sqe, handler);
+    m->inflight += handler != NULL;
+}
+
+/* ---- Fds --------------------------------------------------------------------------------------- */
+
+static void list_to_arm(struct uring_mon *m, AioHandler *h)
+{
+    h->rearm = true;
+    h->next = m->to_arm;
+    h->pprev = &m->to_arm;
+    if (h->next) {
+        h->next->pprev = &h->next;
+    }
+    m->to_arm = h;
+}
+
+static void unlist_to_arm(AioHandler *h)
+{
+    h->rearm = false;
+    *h->pprev = h->next;
+    if (h->next) {
+        h->next->pprev = h->pprev;
+    }
+}
+
+static void arm_all(AioContext *ctx, struct uring_mon *m)
+{
+    AioHandler *h;
+
+    while ((h = m->to_arm)) {
+        struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+        unlist_to_arm(h);
+        io_uring_prep_poll_add(sqe, h->fd, h->events);
+        queue_own(m, sqe, &h->ready);
+        h->armed = true;
+    }
+    if (!m->wake_armed) {
+        struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+        io_uring_prep_read(sqe, ctx->wake_fd, &m->wake_value, sizeof(m->wake_value), 0);
+        queue_own(m, sqe, &m->wake);
+        m->wake_armed = true;
+    }
+}
+
+static void uring_watch(AioContext *ctx, AioHandler *h)
+{
+    struct uring_mon *m = ctx->mon_state;
+
+    if (h->armed) { /* should it have completed meanwhile, the next arming takes the new events */
+        struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, (uintptr_t)&h->ready, h->events,
+                                  IORING_POLL_UPDATE_EVENTS);
+        queue_own(m, sqe, NULL);
+    } else if (!h->rearm && !h->queued) {
+        list_to_arm(m, h);
+    }
+}
+
+static void uring_rewatch(AioContext *ctx, AioHandler *h)
+{
+    if (!h->rearm && !h->armed) {
+        list_to_arm(ctx->mon_state, h);
+    }
+}
+
+/* Submitting the removal is not enough: the request holds the file until its completion is there. */
+static void uring_unwatch(AioContext *ctx, AioHandler *h)
+{
+    struct uring_mon *m = ctx->mon_state;
+
+    if (h->rearm) {
+        unlist_to_arm(h);
+    }
+    if (h->armed) {
+        struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+        io_uring_prep_poll_remove(sqe, (uintptr_t)&h->ready);
+        queue_own(m, sqe, NULL);
+        reap(ctx, m);
+        while (h->armed) {
+            enter(ctx, m, 1, NULL);
+            reap(ctx, m);
+        }
+    }
+}
+
+/* ---- Waiting ----------------------------------------------------------------------------------- */
+
+static int uring_wait(AioContext *ctx, int64_t timeout_ns)
+{
+    struct uring_mon *m = ctx->mon_state;
+    struct __kernel_timespec ts = {
+        .tv_sec = timeout_ns / INT64_C(1000000000),
+        .tv_nsec = timeout_ns % INT64_C(1000000000),
+    };
+    unsigned to_submit, kflags;
+    int ret = 0;
+
+    arm_all(ctx, m);
+    to_submit = flush_sq(&m->ring.sq);
+    kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
+    if (io_uring_cq_ready(&m->ring) || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+        timeout_ns = 0; /* something is there: look, do not wait */
+    }
+    if (to_submit || timeout_ns != 0 || m->must_enter ||
+        (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+        ret = enter(ctx, m, timeout_ns != 0, timeout_ns > 0 ? &ts : NULL);
+    }
+    reap(ctx, m);
+    return ret == -EINTR ? -EINTR : 0;
+}
+
+/* ---- Operations -------------------------------------------------------------------------------- */
+
+static int uring_add_sqe(AioContext *ctx, void (*prep)(struct io_uring_sqe *, void *), void *opaque,
+                         CqeHandler *handler)
+{
+    struct uring_mon *m = ctx->mon_state;
+    struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+    prep(sqe, opaque);
+    handler->reserved = 1 + (uint64_t)sqe->opcode;
+    queue_own(m, sqe, handler);
+    ctx->inflight_ops++;
+    ctx->inflight_by_op[sqe->opcode & 63]++;
+    return 0;
+}
+
+static int uring_cancel_sqe(AioContext *ctx, CqeHandler *handler)
+{
+    struct uring_mon *m = ctx->mon_state;
+    struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+    io_uring_prep_cancel(sqe, handler, 0);
+    queue_own(m, sqe, NULL);
+    return 0;
+}
+
+static void uring_cancel_all(AioContext *ctx)
+{
+    struct uring_mon *m = ctx->mon_state;
+    struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+    io_uring_prep_cancel(sqe, NULL, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+    queue_own(m, sqe, NULL);
+}
+
+/* ---- Tearing down ------------------------------------------------------------------------------ */
+
+/* The kernel must not write wake_value any more. */
+static void stop_wake_read(AioContext *ctx, struct uring_mon *m)
+{
+    if (m->wake_armed) {
+        uring_cancel_sqe(ctx, &m->wake);
+    }
+    while (m->wake_armed) {
+        enter(ctx, m, 1, NULL);
+        reap(ctx, m);
+    }
+}
+
+static void uring_close(AioContext *ctx, bool home)
+{
+    struct uring_mon *m = ctx->mon_state;
+
+    ctx->mon_state = NULL;
+    if (home && m->attached) {
+        ctx->mon_state = m;
+        stop_wake_read(ctx, m);
+        ctx->mon_state = NULL;
+        if (m->inflight > 0) {
+            return; /* the kernel may still write to memory of theirs: leave the ring and m be */
+        }
+    } else if (m->reg_ring) {
+        /* The registration went with the home thread; liburing would undo one of this thread's. */
+        m->ring.int_flags = 0;
+    }
+    io_uring_queue_exit(&m->ring);
+    free(m);
+}
+
+const FDMonOps fdmon_io_uring = {
+    .name = "io_uring",
+    .init = uring_init,
+    .attach = uring_attach,
+    .wait = uring_wait,
+    .watch = uring_watch,
+    .unwatch = uring_unwatch,
+    .rewatch = uring_rewatch,
+    .add_sqe = uring_add_sqe,
+    .cancel_sqe = uring_cancel_sqe,
+    .cancel_all = uring_cancel_all,
+    .close = uring_close,
+};

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The ppoll(2) monitor: works everywhere, costs a scan of all fds at each wait, and has no
+ * operations.  The wake eventfd is the first entry of the array, which is rebuilt after a change.
+ */
+#include "aio/aio_int.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct ppoll_mon {
+    AioHandler *watched;
+    unsigned count;
+    bool changed;         /* since the arrays were built */
+    unsigned size, used;  /* of the arrays */
+    struct pollfd *fds;   /* [0] is the wake eventfd */
+    AioHandler **owner;   /* [i] of fds[i] */
+};
+
+static void ppoll_close(AioContext *ctx, bool home)
+{
+    struct ppoll_mon *m = ctx->mon_state;
+
+    free(m->fds);
+    free(m->owner);
+    free(m);
+    ctx->mon_state = NULL;
+}
+
+static int resize(struct ppoll_mon *m, unsigned size)
+{
+    struct pollfd *fds = realloc(m->fds, size * sizeof(*fds));
+    AioHandler **owner;
+
+    if (!fds) {
+        return -ENOMEM;
+    }
+    m->fds = fds;
+    owner = realloc(m->owner, size * sizeof(*owner));
+    if (!owner) {
+        return -ENOMEM;
+    }
+    m->owner = owner;
+    m->size = size;
+    return 0;
+}
+
+static int ppoll_init(AioContext *ctx, unsigned entries)
+{
+    struct ppoll_mon *m = calloc(1, sizeof(*m));
+
+    if (!m) {
+        return -ENOMEM;
+    }
+    if (resize(m, 16) < 0) {
+        free(m->fds);
+        free(m);
+        return -ENOMEM;
+    }
+    m->fds[0] = (struct pollfd){ .fd = ctx->wake_fd, .events = POLLIN };
+    m->used = 1;
+    ctx->mon_state = m;
+    return 0;
+}
+
+static void ppoll_attach(AioContext *ctx)
+{
+}
+
+static void ppoll_watch(AioContext *ctx, AioHandler *h)
+{
+    struct ppoll_mon *m = ctx->mon_state;
+
+    m->changed = true;
+    if (h->pprev) {
+        return;
+    }
+    h->next = m->watched;
+    h->pprev = &m->watched;
+    if (h->next) {
+        h->next->pprev = &h->next;
+    }
+    m->watched = h;
+    m->count++;
+}
+
+static void ppoll_unwatch(AioContext *ctx, AioHandler *h)
+{
+    struct ppoll_mon *m = ctx->mon_state;
+
+    *h->pprev = h->next;
+    if (h->next) {
+        h->next->pprev = h->pprev;
+    }
+    h->pprev = NULL;
+    m->count--;
+    m->changed = true;
+}
+
+static void ppoll_rewatch(AioContext *ctx, AioHandler *h)
+{
+}
+
+static void build(struct ppoll_mon *m)
+{
+    unsigned n = 1;
+
+    /* Out of memory: wait with those that fit, and try again at the next wait. */
+    m->changed = m->count + 1 > m->size && resize(m, 2 * m->count) < 0;
+    for (AioHandler *h = m->watched; h && n < m->size; h = h->next, n++) {
+        m->fds[n] = (struct pollfd){ .fd = h->fd, .events = (short)h->events };
+        m->owner[n] = h;
+    }
+    m->used = n;
+}
+
+static int ppoll_wait(AioContext *ctx, int64_t timeout_ns)
+{
+    struct ppoll_mon *m = ctx->mon_state;
+    uint64_t value;
+    int ready;
+
+    if (m->changed) {
+        build(m);
+    }
+    if (timeout_ns == 0 && m->used == 1) {
+        return 0; /* nobody to ask but the wake eventfd, and we are awake */
+    }
+    ready = qemu_poll_ns(m->fds, m->used, timeout_ns);
+    count_own(&ctx->stats.syscalls, 1);
+    if (ready < 0) {
+        return -errno;
+    }
+    if (m->fds[0].revents && ready-- > 0) {
+        count_own(&ctx->stats.syscalls, 1);
+        if (read(ctx->wake_fd, &value, sizeof(value)) < 0) {
+            return -errno;
+        }
+    }
+    for (unsigned i = 1; i < m->used && ready > 0; i++) {
+        AioHandler *h = m->owner[i];
+
+        if (m->fds[i].revents) {
+            ready--;
+        }
+        /* A handler whose event waits to be dispatched, in an outer iteration, is not queued twice. */
+        if (m->fds[i].revents && !h->queued) {
+            h->ready.res = m->fds[i].revents;
+            h->queued = true;
+            context_complete(ctx, &h->ready);
+        }
+    }
+    return 0;
+}
+
+const FDMonOps fdmon_ppoll = {
+    .name = "ppoll",
+    .init = ppoll_init,
+    .attach = ppoll_attach,
+    .wait = ppoll_wait,
+    .watch = ppoll_watch,
+    .unwatch = ppoll_unwatch,
+    .rewatch = ppoll_rewatch,
+    .close = ppoll_close,
+};

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * File descriptor handlers.
+ *
+ * The table belongs to the home thread alone.  Other threads push requests onto ctx->fd_requests, a
+ * stack that home takes whole and reverses, so that one thread's requests take effect in its order.
+ *
+ * A handler that is removed may still be on a callback's stack (busy) or have its completion among
+ * those to be dispatched (queued); it is freed by whoever ends the last of these.
+ */
+#include "aio/aio_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct fd_request {
+    struct fd_request *next;
+    int fd;
+    IOHandler *io_read, *io_write, *io_poll_ready;
+    AioPollFn *io_poll;
+    void *opaque;
+    EventNotifier *notifier;
+    QEMUBHFunc *done; /* of aio_remove_fd_handler_async() */
+    void *done_opaque;
+};
+
+static AioHandler *find(AioContext *ctx, int fd)
+{
+    return fd < ctx->handlers_size ? ctx->handlers[fd] : NULL;
+}
+
+static void free_unless_used(AioHandler *h)
+{
+    if (h->removed && !h->busy && !h->queued) {
+        free(h);
+    }
+}
+
+static void call_handler(AioHandler *h, IOHandler *func)
+{
+    if (h->notifier) {
+        ((EventNotifierHandler *)(void *)func)(h->notifier);
+    } else {
+        func(h->opaque);
+    }
+}
+
+/* A completion of the monitor's: res is the mask of events, or an error, which the handlers see as
+ * POLLERR does: by what their system calls return. */
+static void dispatch(CqeHandler *ready)
+{
+    AioHandler *h = container_of(ready, AioHandler, ready);
+    AioContext *ctx = qemu_get_current_aio_context();
+    uint32_t revents = ready->res < 0 || (ready->res & POLLNVAL) ? POLLERR : (uint32_t)ready->res;
+
+    h->queued = false;
+    if (!h->removed) {
+        h->busy++;
+        /* Before the callbacks, so that a nested poll sees what they leave. */
+        ctx->mon->rewatch(ctx, h);
+        if (h->io_read && (revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP | POLLPRI))) {
+            count_own(&ctx->stats.fd_events, 1);
+            call_handler(h, h->io_read);
+        }
+        if (!h->removed && h->io_write && (revents & (POLLOUT | POLLHUP | POLLERR))) {
+            count_own(&ctx->stats.fd_events, 1);
+            call_handler(h, h->io_write);
+        }
+        h->busy--;
+    }
+    free_unless_used(h);
+}
+
+static int grow_table(AioContext *ctx, int fd)
+{
+    int size = ctx->handlers_size ? ctx->handlers_size : 64;
+    AioHandler **table;
+
+    while (size <= fd) {
+        size *= 2;
+    }
+    if (size == ctx->handlers_size) {
+        return 0;
+    }
+    table = realloc(ctx->handlers, size * sizeof(*table));
+    if (!table) {
+        return -ENOMEM;
+    }
+    memset(table + ctx->handlers_size, 0, (size - ctx->handlers_size) * sizeof(*table));
+    ctx->handlers = table;
+    ctx->handlers_size = size;
+    return 0;
+}
+
+static void remove_handler(AioContext *ctx, AioHandler *h)
+{
+    ctx->handlers[h->fd] = NULL;
+    h->removed = true;
+    ctx->mon->unwatch(ctx, h);
+    free_unless_used(h);
+}
+
+static int apply(AioContext *ctx, const struct fd_request *req)
+{
+    AioHandler *h = find(ctx, req->fd);
+    int ret;
+
+    if (!req->io_read && !req->io_write) {
+        if (h) {
+            remove_handler(ctx, h);
+        }
+        return 0;
+    }
+    if (!h) {
+        if (fcntl(req->fd, F_GETFD) < 0) {
+            return -errno;
+        }
+        ret = grow_table(ctx, req->fd);
+        if (ret < 0) {
+            return ret;
+        }
+        h = calloc(1, sizeof(*h));
+        if (!h) {
+            return -ENOMEM;
+        }
+        h->fd = req->fd;
+        h->ready.cb = dispatch;
+        ctx->handlers[req->fd] = h;
+    }
+    h->io_read = req->io_read;
+    h->io_write = req->io_write;
+    h->io_poll = req->io_poll;
+    h->io_poll_ready = req->io_poll_ready;
+    h->opaque = req->opaque;
+    h->notifier = req->notifier;
+    uint32_t events = (req->io_read ? POLLIN : 0) | (req->io_write ? POLLOUT : 0);
+    if (events != h->events) {
+        h->events = events;
+        ctx->mon->watch(ctx, h);
+    }
+    return 0;
+}
+
+static struct fd_request *take_requests(AioContext *ctx)
+{
+    struct fd_request *req, *first = NULL;
+
+    if (!ld_seq(&ctx->fd_requests)) {
+        return NULL;
+    }
+    for (req = xchg_seq(&ctx->fd_requests, NULL); req;) {
+        struct fd_request *next = req->next;
+
+        req->next = first;
+        first = req;
+        req = next;
+    }
+    return first;
+}
+
+bool handlers_apply_requests(AioContext *ctx)
+{
+    struct fd_request *req = take_requests(ctx);
+    bool ran = false;
+
+    while (req) {
+        struct fd_request *next = req->next;
+
+        apply(ctx, req); /* the caller has gone: an fd that was closed meanwhile is left out */
+        if (req->done) {
+            ran = true;
+            callback_depth.any++;
+            req->done(req->done_opaque);
+            callback_depth.any--;
+        }
+        free(req);
+        req = next;
+    }
+    return ran;
+}
+
+bool handlers_own(const CqeHandler *handler)
+{
+    return handler->cb == dispatch;
+}
+
+void handlers_drop_all(AioContext *ctx, bool home)
+{
+    for (int fd = 0; fd < ctx->handlers_size; fd++) {
+        AioHandler *h = ctx->handlers[fd];
+
+        if (h && home) {
+            remove_handler(ctx, h);
+        } else if (h) {
+            h->removed = true;
+            free_unless_used(h);
+        }
+    }
+    free(ctx->handlers);
+    ctx->handlers = NULL;
+    ctx->handlers_size = 0;
+    for (struct fd_request *req = take_requests(ctx), *next; req; req = next) {
+        next = req->next;
+        free(req);
+    }
+}
+
+static int push_request(AioContext *ctx, const struct fd_request *from)
+{
+    struct fd_request *req = malloc(sizeof(*req)), *top;
+
+    if (!req) {
+        return -ENOMEM;
+    }
+    *req = *from;
+    top = ld_relaxed(&ctx->fd_requests);
+    do {
+        req->next = top;
+    } while (!cas_seq(&ctx->fd_requests, &top, req));
+    aio_notify(ctx);
+    return 0;
+}
+
+static int set_handler(AioContext *ctx, const struct fd_request *req)
+{
+    if (req->fd < 0) {
+        return -EBADF;
+    }
+    if (!in_aio_context_home_thread(ctx)) {
+        return push_request(ctx, req);
+    }
+    handlers_apply_requests(ctx); /* what was asked for before comes before */
+    return apply(ctx, req);
+}
+
+int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
+                       AioPollFn *io_poll, IOHandler *io_poll_ready, void *opaque)
+{
+    return set_handler(ctx, &(struct fd_request){
+        .fd = fd, .io_read = io_read, .io_write = io_write, .io_poll = io_poll,
+        .io_poll_ready = io_poll_ready, .opaque = opaque,
+    });
+}
+
+int aio_remove_fd_handler_async(AioContext *ctx, int fd, QEMUBHFunc *done, void *opaque)
+{
+    if (fd < 0) {
+        return -EBADF;
+    }
+    return push_request(ctx, &(struct fd_request){ .fd = fd, .done = done, .done_opaque = opaque });
+}
+
+int aio_set_event_notifier(AioContext *ctx, EventNotifier *e, EventNotifierHandler *io_read,
+                           AioPollFn *io_poll, EventNotifierHandler *io_poll_ready)
+{
+    return set_handler(ctx, &(struct fd_request){
+        .fd = event_notifier_get_fd(e), .io_read = (IOHandler *)(void *)io_read, .io_poll = io_poll,
+        .io_poll_ready = (IOHandler *)(void *)io_poll_ready, .opaque = e, .notifier = e,
+    });
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/* Which thread is a context's home, and what happens when that thread ends. */
+#ifndef AIO_HOME_INT_H
+#define AIO_HOME_INT_H
+
+#include <aioctx/aio.h>
+
+/* One for each thread, in its thread-local memory. */
+struct home_thread {
+    AioContext *current;  /* see qemu_get_current_aio_context() */
+    AioContext *contexts; /* those it is home of, by next_of_home */
+    bool zombies;         /* atomic: one of them is to be closed; set under that context's lock */
+};
+
+/* Closes those of the calling thread's contexts whose last reference went elsewhere. */
+void home_close_zombies(void);
+
+/* Forgets @ctx as one of the calling thread's, whose home it is. */
+void home_forget(AioContext *ctx);
+
+/* The calling thread's current context is @ctx; returns the one before. */
+AioContext *home_set_current(AioContext *ctx);
+
+/* context.c: closes a context without references, on its home thread or when that has exited. */
+void context_close(AioContext *ctx);
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/* The two sides of the wake word; the protocol is at the top of aio_int.h. */
+#include "aio/wake_int.h"
+
+#include "aio/aio_int.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+static void write_wake_fd(AioContext *ctx)
+{
+    const uint64_t one = 1;
+    int saved = errno; /* we may be in a signal handler */
+
+    while (write(ctx->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+    errno = saved;
+    fetch_add_seq(&ctx->notifies_sent, 1);
+}
+
+static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
+{
+    const uint64_t same = WAKE_ASLEEP | WAKE_SLEEP_MASK;
+    uint64_t now;
+
+    write_wake_fd(ctx);
+    now = ld_seq(&ctx->wake);
+    while ((now & same) == (slept & same) && !(now & WAKE_SENT)) {
+        if (cas_seq(&ctx->wake, &now, now | WAKE_SENT)) {
+            break;
+        }
+    }
+}
+
+void aio_notify(AioContext *ctx)
+{
+    uint64_t old = fetch_add_seq(&ctx->wake, WAKE_COUNT_ONE); /* pairs with wake_begin_sleep() */
+
+    if ((old & (WAKE_ASLEEP | WAKE_SENT)) == WAKE_ASLEEP) {
+        wake_up(ctx, old);
+    }
+}
+
+static uint64_t count_of(uint64_t wake)
+{
+    return wake >> WAKE_COUNT_SHIFT;
+}
+
+bool wake_begin_sleep(AioContext *ctx)
+{
+    uint64_t old = ld_seq(&ctx->wake);
+    uint64_t next = (old & ~WAKE_SLEEP_MASK) | ((old + WAKE_SLEEP_ONE) & WAKE_SLEEP_MASK);
+
+    return count_of(old) == ctx->notifies_seen && cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
+}
+
+bool wake_end_sleep(AioContext *ctx)
+{
+    uint64_t wake = ld_seq(&ctx->wake), seen = ctx->notifies_seen;
+
+    if (wake & WAKE_ASLEEP) {
+        wake = fetch_and_seq(&ctx->wake, ~(WAKE_ASLEEP | WAKE_SENT));
+    }
+    ctx->notifies_seen = count_of(wake);
+    if (ctx->notifies_seen == seen) {
+        return false;
+    }
+    count_own(&ctx->stats.notifies,
+              (ctx->notifies_seen - seen) & ((UINT64_C(1) << (64 - WAKE_COUNT_SHIFT)) - 1));
+    return true;
+}

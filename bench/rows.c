@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: MIT */
+/* The results of a benchmark program: samples, medians, tables and JSON lines. */
+#include "bench.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OURS "aioctx"
+
+struct samples {
+    double *v;
+    size_t nr;
+};
+
+struct bench_row {
+    struct bench_row *next;
+    const char *case_name, *impl;
+    unsigned threads;
+    uint64_t n;
+    int thread; /* -1: all of them together */
+    struct samples samples[BENCH_METRICS];
+};
+
+static const struct {
+    const char *name, *unit;
+} metrics[BENCH_METRICS] = {
+    [BENCH_NS_PER_OP] = {"ns_per_op", "ns"},
+    [BENCH_CPU_NS_PER_OP] = {"cpu_ns_per_op", "ns"},
+    [BENCH_OPS_PER_S] = {"ops_per_s", "1/s"},
+    [BENCH_P50_NS] = {"p50_ns", "ns"},
+    [BENCH_P99_NS] = {"p99_ns", "ns"},
+    [BENCH_P999_NS] = {"p999_ns", "ns"},
+    [BENCH_MAX_NS] = {"max_ns", "ns"},
+    [BENCH_BYTES] = {"bytes", "B"},
+};
+
+static struct bench_row *get_row(struct bench *b, const struct bench_row *key)
+{
+    for (struct bench_row *r = b->rows; r; r = r->next) {
+        if (!strcmp(r->case_name, key->case_name) && !strcmp(r->impl, key->impl) &&
+            r->threads == key->threads && r->n == key->n && r->thread == key->thread) {
+            return r;
+        }
+    }
+    struct bench_row *row = malloc(sizeof(*row));
+    if (!row) {
+        bench_die("out of memory");
+    }
+    *row = *key;
+    *b->rows_end = row;
+    b->rows_end = &row->next;
+    return row;
+}
+
+struct bench_row *bench_row(struct bench *b, const char *case_name, const char *impl,
+                            unsigned threads, uint64_t n)
+{
+    const struct bench_row key = {
+        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1};
+    return get_row(b, &key);
+}
+
+void bench_sample_threads(struct bench *b, const char *case_name, const char *impl,
+                          unsigned threads, uint64_t n, const struct bench_share *shares)
+{
+    struct bench_row key = {
+        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1};
+    struct bench_row *total = get_row(b, &key);
+    double wall = 0, cpu = 0, per_s = 0;
+    for (unsigned t = 0; t < threads; t++) {
+        const struct bench_share *s = &shares[t];
+        wall += s->ns_per_op / threads;
+        cpu += s->cpu_ns_per_op / threads;
+        per_s += 1e9 / s->ns_per_op;
+        if (threads > 1) {
+            key.thread = (int)t;
+            struct bench_row *row = get_row(b, &key);
+            bench_sample(row, BENCH_NS_PER_OP, s->ns_per_op);
+            bench_sample(row, BENCH_CPU_NS_PER_OP, s->cpu_ns_per_op);
+            bench_sample(row, BENCH_OPS_PER_S, 1e9 / s->ns_per_op);
+        }
+    }
+    bench_sample(total, BENCH_NS_PER_OP, wall);
+    bench_sample(total, BENCH_CPU_NS_PER_OP, cpu);
+    bench_sample(total, BENCH_OPS_PER_S, per_s);
+}
+
+void bench_sample(struct bench_row *row, enum bench_metric metric, double value)
+{
+    struct samples *s = &row->samples[metric];
+    double *v = realloc(s->v, (s->nr + 1) * sizeof(*v));
+    if (!v) {
+        bench_die("out of memory");
+    }
+    s->v = v;
+    s->v[s->nr++] = value;
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+void bench_sample_latencies(struct bench_row *row, uint64_t *ns, size_t n)
+{
+    if (!n) {
+        return;
+    }
+    qsort(ns, n, sizeof(*ns), compare_u64);
+    bench_sample(row, BENCH_P50_NS, (double)ns[(n - 1) / 2]);
+    bench_sample(row, BENCH_P99_NS, (double)ns[(n - 1) * 99 / 100]);
+    bench_sample(row, BENCH_P999_NS, (double)ns[(n - 1) * 999 / 1000]);
+    bench_sample(row, BENCH_MAX_NS, (double)ns[n - 1]);
+}
+
+/* ---- Medians --------------------------------------------------------------------------------- */
+
+static int compare_double(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts @v. */
+static double median(double *v, size_t nr)
+{
+    qsort(v, nr, sizeof(*v), compare_double);
+    return nr % 2 ? v[nr / 2] : (v[nr / 2 - 1] + v[nr / 2]) / 2;
+}
+
+static double *copy_samples(const struct samples *s)
+{
+    double *v = malloc((s->nr + 1) * sizeof(*v));
+    if (!v) {
+        bench_die("out of memory");
+    }
+    memcpy(v, s->v, s->nr * sizeof(*v));
+    return v;
+}
+
+static double value_of(const struct bench_row *row, enum bench_metric metric)
+{
+    double *v = copy_samples(&row->samples[metric]);
+    double m = median(v, row->samples[metric].nr);
+    free(v);
+    return m;
+}
+
+/* Of @a to @b, run by run where they ran side by side; returns whether there is one. */
+static bool ratio_of(const struct bench_row *a, const struct bench_row *b,
+                     enum bench_metric metric, double *ret_ratio)
+{
+    const struct samples *sa = &a->samples[metric], *sb = &b->samples[metric];
+    if (!sa->nr || !sb->nr) {
+        return false;
+    }
+    if (sa->nr != sb->nr) {
+        *ret_ratio = value_of(a, metric) / value_of(b, metric);
+        return true;
+    }
+    double *v = copy_samples(sa);
+    for (size_t i = 0; i < sa->nr; i++) {
+        v[i] /= sb->v[i];
+    }
+    *ret_ratio = median(v, sa->nr);
+    free(v);
+    return true;
+}
+
+/* ---- Tables ---------------------------------------------------------------------------------- */
+
+static const struct bench_row *find_ours(const struct bench *b, const struct bench_row *row)
+{
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        if (!strcmp(r->case_name, row->case_name) && !strcmp(r->impl, OURS) && r->n == row->n &&
+            r->threads == row->threads && r->thread == row->thread) {
+            return r;
+        }
+    }
+    return row;
+}
+
+static const struct bench_row *find_smallest(const struct bench *b, const struct bench_row *row)
+{
+    const struct bench_row *best = row;
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        if (!strcmp(r->case_name, row->case_name) && !strcmp(r->impl, row->impl) &&
+            r->threads == row->threads && r->thread == row->thread && r->n < best->n) {
+            best = r;
+        }
+    }
+    return best;
+}
+
+static void print_ratio(bool any, double ratio)
+{
+    if (any) {
+        printf(" %12.2f", ratio);
+    } else {
+        printf(" %12s", "-");
+    }
+}
+
+static void print_row(const struct bench *b, const struct bench_row *row, const bool *shown,
+                      enum bench_metric metric)
+{
+    if (row->thread >= 0) {
+        printf("  %-8s %7s    thread %-5d", "", "", row->thread);
+    } else {
+        printf("  %-8llu %7u  %-14s", (unsigned long long)row->n, row->threads, row->impl);
+    }
+    for (int m = 0; m < BENCH_METRICS; m++) {
+        if (shown[m] && row->samples[m].nr) {
+            double v = value_of(row, m);
+            printf(" %13.*f", v < 1000 ? 1 : 0, v);
+        } else if (shown[m]) {
+            printf(" %13s", "-");
+        }
+    }
+    double ratio = 0;
+    const struct bench_row *other = find_smallest(b, row);
+    bool any = other != row && ratio_of(row, other, metric, &ratio);
+    print_ratio(any, ratio);
+    other = find_ours(b, row);
+    any = other != row && ratio_of(other, row, metric, &ratio);
+    print_ratio(any, ratio);
+    putchar('\n');
+}
+
+void bench_print(struct bench *b, const char *case_name, enum bench_metric metric)
+{
+    bool shown[BENCH_METRICS] = {0}, rows = false;
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        if (strcmp(r->case_name, case_name)) {
+            continue;
+        }
+        rows = true;
+        for (int m = 0; m < BENCH_METRICS; m++) {
+            shown[m] |= r->samples[m].nr > 0;
+        }
+    }
+    if (!rows) {
+        return;
+    }
+    printf("\n%s: %s   (ratios: of %s)\n", b->name, case_name, metrics[metric].name);
+    printf("  %-8s %7s  %-14s", "n", "threads", "impl");
+    for (int m = 0; m < BENCH_METRICS; m++) {
+        if (shown[m]) {
+            printf(" %13s", metrics[m].name);
+        }
+    }
+    printf(" %12s %12s\n", "to least n", OURS "/impl");
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        if (!strcmp(r->case_name, case_name)) {
+            print_row(b, r, shown, metric);
+        }
+    }
+}
+
+/* ---- The end --------------------------------------------------------------------------------- */
+
+static void write_json(const struct bench *b, FILE *out)
+{
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        for (int m = 0; m < BENCH_METRICS; m++) {
+            if (!r->samples[m].nr || r->thread >= 0) {
+                continue;
+            }
+            fprintf(out,
+                    "{\"bench\": \"%s\", \"case\": \"%s\", \"impl\": \"%s\", \"threads\": %u, "
+                    "\"n\": %llu, \"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.3f}\n",
+                    b->name, r->case_name, r->impl, r->threads, (unsigned long long)r->n,
+                    metrics[m].name, metrics[m].unit, value_of(r, m));
+        }
+    }
+}
+
+static void free_rows(struct bench *b)
+{
+    while (b->rows) {
+        struct bench_row *row = b->rows;
+        b->rows = row->next;
+        for (int m = 0; m < BENCH_METRICS; m++) {
+            free(row->samples[m].v);
+        }
+        free(row);
+    }
+}
+
+int bench_finish(struct bench *b)
+{
+    if (b->json) {
+        write_json(b, b->json);
+        if (fclose(b->json)) {
+            bench_die("%s: cannot write the JSON file: %s", b->name, strerror(errno));
+        }
+    }
+    printf("\n%s: checksum %016llx, %u failed checks\n", b->name, (unsigned long long)b->checksum,
+           b->failed);
+    free_rows(b);
+    return b->failed ? 1 : 0;
+}

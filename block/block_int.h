@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The core's own structs.  README.md in this folder has the invariants, the states of a request and
+ * the lock order; who may touch a field is said beside it:
+ *   "home": only the home thread of the queue's context;
+ *   "home w": written there, read anywhere, atomic;
+ *   "lock": under BlockBackend.lock;  "fixed": never changes once others can see it.
+ */
+#ifndef BLOCK_BLOCK_INT_H
+#define BLOCK_BLOCK_INT_H
+
+#include <aioctx/block.h>
+#include <pthread.h>
+
+#include "aio/aio_ext_int.h"
+#include "block/driver_int.h"
+#include "rcu/atomic_int.h"
+#include "rcu/util_int.h"
+
+typedef struct BlkQueue BlkQueue;
+
+/* ---- Ranges (serialise.c) -------------------------------------------------------------------- */
+
+typedef enum {
+    BLK_RANGE_NONE,
+    BLK_RANGE_FAST,   /* counted in its queue's fast_writes, in no list */
+    BLK_RANGE_LISTED, /* in the backend's list */
+} BlkRangeKind;
+
+typedef struct BlkRange {
+    int64_t start, end;           /* home: set before it is listed */
+    struct BlkRange *next, *prev; /* lock: the backend's list, oldest first */
+    BlockAIOCB *ready_next;       /* lock: the queue's ready list */
+    unsigned blockers;            /* lock: older ranges that it waits for */
+    bool serialising;             /* lock: waits for, and holds up, all that overlap */
+    bool active;                  /* lock: granted */
+    bool ready;                   /* lock: granted, and its home has not taken it up yet */
+    uint8_t kind;                 /* home: BlkRangeKind */
+} BlkRange;
+
+/* ---- Requests (request.c, piece.c) ----------------------------------------------------------- */
+
+typedef enum {
+    BLK_REQ_FREE,
+    BLK_REQ_HELD,     /* in the queue's held list: a drained section */
+    BLK_REQ_WAITING,  /* for its range */
+    BLK_REQ_RUNNING,  /* a piece is with the driver, or about to be */
+    BLK_REQ_FINISHED, /* the result is known; in the queue's finished list */
+    BLK_REQ_CALLING,  /* inside its callback */
+    BLK_REQ_DETACHED, /* called back; the driver still has the piece, in buffers of ours */
+} BlkReqState;
+
+/* What the piece in flight is for. */
+typedef enum {
+    BLK_PIECE_DIRECT,     /* between the caller's buffers and the driver */
+    BLK_PIECE_BOUNCE,     /* through the bounce buffer */
+    BLK_PIECE_RMW_READ,   /* fetches the unit that a write covers in part */
+    BLK_PIECE_RMW_WRITE,  /* puts it back, changed */
+    BLK_PIECE_ZERO_WRITE, /* zeroes from a shared buffer of zeroes */
+    BLK_PIECE_RANGE,      /* discard or zeroes by the driver's own means */
+    BLK_PIECE_FLUSH,
+} BlkPieceKind;
+
+/* A request.  All of it belongs to the home thread, but for range. */
+struct BlockAIOCB {
+    BlkQueue *q;             /* fixed */
+    BlockAIOCB *next, *prev; /* in-flight list or held list; next alone: free list */
+    BlockAIOCB *fin_next;    /* finished list */
+    BlockAIOCB *detach_next; /* detaching list */
+    uint64_t seq;            /* order of issue */
+
+    BlockCompletionFunc *cb;
+    void *opaque;
+    QEMUIOVector *qiov;
+    int64_t offset;
+    uint64_t bytes;
+    uint64_t done;      /* of bytes */
+    uint64_t iov_off;   /* where done is in qiov: this many bytes into */
+    int iov_idx;        /* this buffer */
+    uint32_t flags;     /* BdrvRequestFlags */
+    int64_t deadline_ns; /* -1: none */
+    int ret;
+    int cancel_ret;     /* what it ends in when the cancel wins; 0: nobody asked */
+    int64_t piece_ret;
+
+    uint8_t op;         /* BlkOp */
+    uint8_t state;      /* BlkReqState */
+    uint8_t piece_kind; /* BlkPieceKind */
+    uint8_t retries;    /* of this piece after -EINTR or -EAGAIN */
+    uint8_t detach_passes;
+    bool armed;         /* the timer may be armed */
+    bool piece_busy;    /* the driver has the piece */
+    bool submitting;    /* inside the driver's submit */
+    bool direct;        /* the callback may be called as soon as it has finished */
+    bool need_flush;    /* a flush follows the last piece */
+    bool rmw_loaded;    /* the bounce buffer holds the unit at done */
+    bool zero_fallback; /* the driver cannot zero: write zeroes */
+    bool is_split;
+    bool detaching;     /* in the detaching list */
+
+    void *bounce;
+    size_t bounce_size;
+    struct iovec local_iov;
+    QEMUTimer timer;
+    BlkRange range;
+    BlkPiece piece; /* last: the driver's room follows */
+};
+
+/* ---- Queues (queue.c) ------------------------------------------------------------------------ */
+
+/* What a backend keeps for one context. */
+struct BlkQueue {
+    /* Read by other threads; written seldom. */
+    BlockBackend *blk;    /* fixed */
+    BlkQueue *next;       /* fixed: queues are only ever added in front */
+    AioContext *ctx;      /* lock to write, atomic to read; NULL: free to serve another context */
+    AioContext *home_ctx; /* home: the same while requests run */
+    AioCloseHook hook;    /* home */
+    QEMUBH *finished_bh, *resume_bh, *detach_bh, *close_bh; /* fixed while ctx is set */
+    void *drv_queue;      /* home */
+    bool usable;          /* home: the driver can run on ctx */
+    bool abandoned;       /* atomic: its context closed with pieces in the kernel; nobody waits for them */
+    BlockAIOCB *ready, **ready_tail; /* lock: requests whose range was granted */
+    uint64_t quiet_period;           /* lock: fast_writes was seen 0 in this period */
+
+    /* Written by the home thread all the time. */
+    uint64_t next_seq __attribute__((aligned(64))); /* home w, pairs with held and watch */
+    uint64_t oldest_seq;  /* home w: of the in-flight list's head, next_seq when that is empty */
+    uint64_t n_held;      /* home w */
+    uint64_t n_detached;  /* home w */
+    uint64_t fast_writes; /* home w, pairs with BlockBackend.serialisers */
+    BlockAIOCB *flight_head, *flight_tail; /* home: issued and not yet called back, by seq */
+    BlockAIOCB *held_head, *held_tail;     /* home */
+    BlockAIOCB *fin_head, **fin_tail;      /* home */
+    BlockAIOCB *detach_head;               /* home */
+    BlockAIOCB *free;                      /* home */
+    bool fin_scheduled;                    /* home */
+    bool cancelling;                       /* home: inside the driver's cancel */
+    BlkStats stats;                        /* home w */
+} __attribute__((aligned(64)));
+
+/* ---- Backends (backend.c) -------------------------------------------------------------------- */
+
+/* Someone who waits for requests to end (drain.c). */
+typedef struct BlkWaiter {
+    AioContext *ctx; /* whose loop it polls; NULL: it sleeps on BlockBackend.cond */
+    struct BlkWaiter *next;
+} BlkWaiter;
+
+struct BlockBackend {
+    /* Fixed from blk_open() on. */
+    const BlockDriver *drv;
+    void *drv_state;
+    BlkLimits limits;
+    int64_t length;
+    int64_t tail;         /* length rounded down to request_alignment */
+    int64_t deadline_ns;  /* from submission; 0: none */
+    uint64_t align_mask;  /* request_alignment - 1 */
+    bool read_only, detach;
+    bool ordered;         /* writes take part in the ranges: there is an alignment, or detach */
+
+    /* Read on every request, written seldom. */
+    BlkQueue *queues;      /* atomic; lock to write */
+    unsigned held;         /* atomic: drained sections; pairs with next_seq and n_held */
+    unsigned serialisers;  /* atomic, lock to write: serialising ranges; pairs with fast_writes */
+    unsigned watch;        /* atomic: someone looks for endings; pairs with oldest_seq and others */
+
+    unsigned refcnt __attribute__((aligned(64))); /* atomic */
+    unsigned pins;         /* atomic: the open state and each live queue; memory goes at 0 */
+    pthread_mutex_t lock;
+    pthread_cond_t cond;   /* of plain threads in drain.c */
+    BlkWaiter *waiters;    /* lock */
+    BlkRange *ranges, *ranges_tail; /* lock */
+    uint64_t period;       /* lock: counts the times serialisers left 0 */
+    bool fast_quiet;       /* lock: no fast write is in flight, for as long as serialisers > 0 */
+    bool closing, close_begun; /* lock */
+
+    pthread_mutex_t sync_lock;
+    IOThread *sync_thread; /* sync_lock */
+};
+
+/* The longest bounce buffer; longer requests take turns in it. */
+#define BLK_BOUNCE_MAX (1u << 20)
+/* Requests called back in one run of the bottom half, so that timers and fds get their turn. */
+#define BLK_FINISH_BUDGET 64
+/* Passes of the loop that a cancel gets before a request detaches: one submits it, one reaps it. */
+#define BLK_DETACH_PASSES 2
+/* Times that one piece is tried again after -EINTR or -EAGAIN. */
+#define BLK_RETRIES_MAX 64
+
+/* options.c */
+int blk_options_parse(const char *spec, const BlockDriver **ret_drv, BlkOptions *ret_opts,
+                      char **ret_why);
+void blk_options_free(BlkOptions *opts);
+
+/* backend.c */
+const BlockDriver *blk_driver_find(const char *name, size_t len);
+char *blk_driver_names(void);
+void blk_unpin(BlockBackend *blk);
+/* Closes when it is due: the last reference has gone and nothing is in flight. */
+void blk_close_check(BlockBackend *blk);
+
+/* queue.c; home */
+BlkQueue *blk_queue_get(BlockBackend *blk, AioContext *ctx);
+
+/* request.c; home */
+void blk_req_finish(BlockAIOCB *req, int ret);
+void blk_req_cancel(BlockAIOCB *req, int ret);
+void blk_req_start(BlockAIOCB *req);
+void blk_req_end(BlockAIOCB *req, int64_t now);
+void blk_req_settle(BlockAIOCB *req);
+BlockAIOCB *blk_req_alloc(BlkQueue *q);
+void blk_req_free_all(BlkQueue *q);
+void blk_req_issue(BlockAIOCB *req);
+void blk_flight_add(BlockAIOCB *req);
+void blk_req_cancel_all(BlkQueue *q);
+void blk_finished_bh(void *opaque);
+void blk_resume_bh(void *opaque);
+void blk_detach_bh(void *opaque);
+void blk_deadline_cb(void *opaque);
+
+/* piece.c; home */
+void blk_req_step(BlockAIOCB *req);
+
+/* iov.c */
+void blk_iov_advance(BlockAIOCB *req, uint64_t bytes);
+void blk_iov_copy_out(const BlockAIOCB *req, void *buf, uint64_t bytes);
+void blk_iov_copy_in(const BlockAIOCB *req, const void *buf, uint64_t bytes);
+uint64_t blk_iov_direct(BlockAIOCB *req, uint64_t max, bool aligned);
+
+/* serialise.c; home */
+bool blk_range_begin(BlockAIOCB *req);
+void blk_range_end(BlockAIOCB *req);
+void blk_range_keep(BlockAIOCB *req);
+BlockAIOCB *blk_range_take_ready(BlkQueue *q);
+
+/* drain.c */
+void blk_kick(BlockBackend *blk);
+void blk_wait_idle(BlockBackend *blk);
+bool blk_queues_idle(BlockBackend *blk);
+
+/* Says that something ended; call after the store that shows it (sequentially consistent). */
+static inline void blk_ended(BlockBackend *blk)
+{
+    if (unlikely(ld_seq(&blk->watch))) {
+        blk_kick(blk);
+    }
+}
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Waiting for requests to end, and holding new ones back.
+ *
+ * The home thread keeps its requests in flight in the order of issue, and publishes the number of the
+ * next one (next_seq) and of the oldest one (oldest_seq).  All that were issued up to a moment have
+ * ended once oldest_seq has reached the next_seq of that moment; nobody has to be asked.
+ *
+ *      who waits                             who ends a request (home)
+ *      W1  watch++                           E1  oldest_seq = ..., n_held, n_detached
+ *      W2  look at oldest_seq and so on      E2  watch != 0 ? wake all who wait
+ *          not yet: sleep
+ *
+ * All sequentially consistent: W2 sees E1, or E2 sees W1.  A home thread sleeps in aio_poll() of its
+ * own context and is woken by aio_notify(); others sleep on a condition.
+ *
+ * Holding back: who drains raises `held`, then reads next_seq; who submits publishes next_seq, then
+ * reads `held`.  Either the one waits for the request, or the other withdraws it into the queue's held
+ * list.  Held requests are not in flight, and nobody waits for them while they are held.
+ */
+#include "block/block_int.h"
+
+#include <aioctx/rcu.h>
+#include <errno.h>
+
+#include "rcu/rcu_int.h"
+
+/* What one waits for in one queue. */
+typedef struct Wait {
+    BlkQueue *q;
+    bool own;      /* the caller is the queue's home: what is on its stack does not count */
+    bool idle;     /* nothing may be left at all, detached pieces included */
+    bool snapped;
+    uint64_t snap; /* the next_seq when the wait began */
+} Wait;
+
+static bool queue_idle(const BlkQueue *q)
+{
+    return (ld_seq(&q->n_held) == 0 && ld_seq(&q->oldest_seq) == ld_seq(&q->next_seq) &&
+            ld_seq(&q->n_detached) == 0) || ld_seq(&q->abandoned);
+}
+
+bool blk_queues_idle(BlockBackend *blk)
+{
+    for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
+        if (!queue_idle(q)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Whether what the wait is for has come about. */
+static bool passed(Wait *w)
+{
+    BlkQueue *q = w->q;
+
+    if (w->idle) {
+        return queue_idle(q);
+    }
+    if (ld_seq(&q->abandoned)) {
+        return true;
+    }
+    if (!w->snapped) {
+        /* Those of a section that has ended are on their way and were submitted before. */
+        if (ld_seq(&q->n_held) && ld_seq(&q->blk->held) == 0) {
+            return false;
+        }
+        w->snap = ld_seq(&q->next_seq);
+        w->snapped = true;
+    }
+    if (!w->own) {
+        return ld_seq(&q->oldest_seq) >= w->snap;
+    }
+    BlockAIOCB *req = q->flight_head;
+    while (req && req->state == BLK_REQ_CALLING) {
+        req = req->next;
+    }
+    return !req || req->seq >= w->snap;
+}
+
+/* Wakes all who wait, so that they look again. */
+void blk_kick(BlockBackend *blk)
+{
+    pthread_mutex_lock(&blk->lock);
+    for (BlkWaiter *w = blk->waiters; w; w = w->next) {
+        if (w->ctx) {
+            aio_notify(w->ctx);
+        }
+    }
+    pthread_cond_broadcast(&blk->cond);
+    pthread_mutex_unlock(&blk->lock);
+    blk_close_check(blk);
+}
+
+static void wait_for(BlockBackend *blk, Wait *w, AioContext *ctx)
+{
+    BlkWaiter me = {.ctx = ctx}, **link;
+
+    if (passed(w)) {
+        return;
+    }
+    pthread_mutex_lock(&blk->lock);
+    me.next = blk->waiters;
+    blk->waiters = &me;
+    fetch_add_seq(&blk->watch, 1);
+    while (!ctx && !passed(w)) {
+        pthread_cond_wait(&blk->cond, &blk->lock);
+    }
+    pthread_mutex_unlock(&blk->lock);
+    while (ctx && !passed(w)) {
+        aio_poll(ctx, true);
+    }
+    pthread_mutex_lock(&blk->lock);
+    for (link = &blk->waiters; *link != &me; link = &(*link)->next) {
+    }
+    *link = me.next;
+    fetch_sub_seq(&blk->watch, 1);
+    pthread_mutex_unlock(&blk->lock);
+}
+
+/* Waits until nothing is left of any request.  Not below a callback. */
+void blk_wait_idle(BlockBackend *blk)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+
+    for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
+        wait_for(blk, &(Wait){.q = q, .idle = true}, ctx);
+    }
+}
+
+static int drain(BlockBackend *blk)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+    int ret = 0;
+
+    /* What submits to a queue that is made from now on comes after the call. */
+    for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
+        Wait w = {.q = q, .own = ctx && ld_relaxed(&q->ctx) == ctx};
+
+        if (!w.own && callback_depth.any > 0) {
+            ret = passed(&w) ? ret : -EDEADLK;
+        } else {
+            wait_for(blk, &w, ctx);
+        }
+    }
+    return ret;
+}
+
+int blk_drain(BlockBackend *blk)
+{
+    rcu_check_may_wait("blk_drain");
+    return drain(blk);
+}
+
+int blk_drained_begin(BlockBackend *blk)
+{
+    rcu_check_may_wait("blk_drained_begin");
+    fetch_add_seq(&blk->held, 1);
+    return drain(blk);
+}
+
+void blk_drained_end(BlockBackend *blk)
+{
+    unsigned old = fetch_sub_seq(&blk->held, 1);
+
+    if (old == 0) {
+        die_misuse("blk_drained_end", "there is no drained section to end");
+    }
+    if (old > 1) {
+        return;
+    }
+    pthread_mutex_lock(&blk->lock);
+    for (BlkQueue *q = blk->queues; q; q = q->next) {
+        if (q->ctx && ld_seq(&q->n_held)) {
+            qemu_bh_schedule(q->resume_bh);
+        }
+    }
+    pthread_mutex_unlock(&blk->lock);
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The file driver: one ring operation per piece.
+ *
+ * It needs the io_uring monitor.  Opening is in file_open.c.  Buffers, requests and retries are the
+ * core's; here a completion is only translated.
+ */
+#include "block/file_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+
+#include "aio/aio_ext_int.h"
+#include "rcu/util_int.h"
+
+#ifndef RWF_DSYNC
+#define RWF_DSYNC 0x2
+#endif
+
+/* In the room of each piece. */
+typedef struct FilePiece {
+    CqeHandler cqe;
+} FilePiece;
+
+static const BlkOptDesc file_options[] = {
+    {"direct", BLK_OPT_SWITCH},
+    {"create", BLK_OPT_SWITCH},
+    {"size", BLK_OPT_SIZE},
+    {NULL},
+};
+
+/* A piece this long keeps the loop busy for no more than some 400 us when it is copied from the cache. */
+enum { FILE_MAX_TRANSFER = 4 << 20, FILE_MAX_IOV = 1024 };
+
+static int64_t file_getlength(void *state)
+{
+    return ((FileState *)state)->length;
+}
+
+static void file_get_limits(void *state, BlkLimits *ret_limits)
+{
+    FileState *s = state;
+
+    *ret_limits = (BlkLimits){.request_alignment = s->offset_align,
+                              .memory_alignment = s->memory_align,
+                              .max_transfer = FILE_MAX_TRANSFER,
+                              .max_iov = FILE_MAX_IOV};
+}
+
+static int file_check_context(void *state, AioContext *ctx, char **ret_why)
+{
+    if (aio_context_has_ring(ctx)) {
+        return 0;
+    }
+    return blk_fail(ret_why, ENOTSUP,
+                    "driver 'file' needs a context with the io_uring monitor, but this one has '%s'",
+                    aio_context_get_monitor(ctx));
+}
+
+/*
+ * ThreadSanitizer does not see the kernel write into a buffer: tell it.  A thread that looks at the
+ * buffer before the request has ended is then reported.
+ */
+#ifdef __SANITIZE_THREAD__
+void __tsan_write_range(void *addr, unsigned long size);
+
+static void tell_tsan(const BlkPiece *piece)
+{
+    for (int i = 0; piece->op == BLK_OP_READ && i < piece->niov; i++) {
+        __tsan_write_range(piece->iov[i].iov_base, piece->iov[i].iov_len);
+    }
+}
+#else
+static void tell_tsan(const BlkPiece *piece)
+{
+}
+#endif
+
+/* ---- Completion ------------------------------------------------------------------------------ */
+
+/* Whether fallocate() says that this file has no such operation, rather than that it went wrong. */
+static bool is_unsupported(const BlkPiece *piece, int res)
+{
+    const FileState *s = piece->state;
+
+    /* A device says EINVAL of a range that does not suit its own sectors. */
+    return res == -EOPNOTSUPP || res == -ENOSYS || res == -ENODEV ||
+           (res == -EINVAL && s->is_device);
+}
+
+static void file_done(CqeHandler *cqe)
+{
+    BlkPiece *piece = blk_priv_piece(cqe);
+    int res = cqe->res;
+
+    if (likely(res >= 0)) {
+        tell_tsan(piece);
+    } else if ((piece->op == BLK_OP_DISCARD || piece->op == BLK_OP_ZEROES) &&
+               is_unsupported(piece, res)) {
+        res = -ENOTSUP;
+    }
+    blk_piece_done(piece, res);
+}
+
+/* ---- Submission ------------------------------------------------------------------------------ */
+
+static void prep_rw(struct io_uring_sqe *sqe, BlkPiece *piece)
+{
+    FileState *s = piece->state;
+    int fd = unlikely(s->tail_fd >= 0) && piece->offset >= s->tail ? s->tail_fd : s->fd;
+    uint64_t offset = (uint64_t)piece->offset;
+
+    if (likely(piece->niov == 1)) {
+        void *base = piece->iov->iov_base;
+
+        if (piece->op == BLK_OP_READ) {
+            io_uring_prep_read(sqe, fd, base, (unsigned)piece->bytes, offset);
+        } else {
+            io_uring_prep_write(sqe, fd, base, (unsigned)piece->bytes, offset);
+        }
+    } else if (piece->op == BLK_OP_READ) {
+        io_uring_prep_readv(sqe, fd, piece->iov, (unsigned)piece->niov, offset);
+    } else {
+        io_uring_prep_writev(sqe, fd, piece->iov, (unsigned)piece->niov, offset);
+    }
+    if (piece->flags & BDRV_REQ_FUA) {
+        sqe->rw_flags = RWF_DSYNC;
+    }
+}
+
+static void prep_fallocate(struct io_uring_sqe *sqe, BlkPiece *piece)
+{
+    FileState *s = piece->state;
+    bool punch = piece->op == BLK_OP_DISCARD || (piece->flags & BDRV_REQ_MAY_UNMAP);
+    int mode = FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+
+    io_uring_prep_fallocate(sqe, s->fd, mode, piece->offset, (off_t)piece->bytes);
+}
+
+static void file_prep(struct io_uring_sqe *sqe, void *opaque)
+{
+    BlkPiece *piece = opaque;
+    FileState *s = piece->state;
+
+    switch (piece->op) {
+    case BLK_OP_READ:
+    case BLK_OP_WRITE:
+        prep_rw(sqe, piece);
+        break;
+    case BLK_OP_FLUSH:
+        io_uring_prep_fsync(sqe, s->fd, IORING_FSYNC_DATASYNC);
+        break;
+    default:
+        prep_fallocate(sqe, piece);
+        break;
+    }
+}
+
+static void file_submit(BlkPiece *piece)
+{
+    FilePiece *fp = blk_piece_priv(piece);
+    int ret;
+
+    fp->cqe = (CqeHandler){.cb = file_done};
+    ret = aio_add_sqe(file_prep, piece, &fp->cqe);
+    if (unlikely(ret < 0)) {
+        blk_piece_done(piece, ret);
+    }
+}
+
+static void file_cancel(BlkPiece *piece)
+{
+    FilePiece *fp = blk_piece_priv(piece);
+
+    /* When it cannot be queued the operation just runs to its end. */
+    (void)aio_cancel_sqe(&fp->cqe);
+}
+
+BlockDriver blk_file_driver = {
+    .name = "file",
+    .options = file_options,
+    .piece_size = sizeof(FilePiece),
+    .takes_path = true,
+    .open = blk_file_open,
+    .close = blk_file_close,
+    .getlength = file_getlength,
+    .get_limits = file_get_limits,
+    .check_context = file_check_context,
+    .submit = file_submit,
+    .cancel = file_cancel,
+};

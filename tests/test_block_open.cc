@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: MIT */
+/* Opening backends: specs, options and what is said of bad ones. */
+#include "block_support.h"
+
+#include <cerrno>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool Contains(const std::string &text, const std::string &part)
+{
+    return text.find(part) != std::string::npos;
+}
+
+static void MakeFile(const std::string &path, off_t size)
+{
+    int fd = open(path.c_str(), O_CREAT | O_WRONLY, 0666);
+
+    ASSERT_GE(fd, 0);
+    ASSERT_EQ(ftruncate(fd, size), 0);
+    close(fd);
+}
+
+TEST(BlkOpen, NullTakesSizeAndDefaults)
+{
+    EXPECT_EQ(blk_getlength(Open("null://").get()), INT64_C(1) << 30);
+    EXPECT_EQ(blk_getlength(Open("null:").get()), INT64_C(1) << 30);
+    EXPECT_EQ(blk_getlength(Open("null://?size=12345").get()), 12345);
+    EXPECT_EQ(blk_getlength(Open("null:size=3k,latency-ns=5").get()), 3072);
+    EXPECT_STREQ(blk_get_driver_name(Open("null://").get()), "null");
+}
+
+TEST(BlkOpen, SizesTakeSuffixes)
+{
+    EXPECT_EQ(blk_getlength(Open("null://?size=7k").get()), 7 << 10);
+    EXPECT_EQ(blk_getlength(Open("null://?size=7K").get()), 7 << 10);
+    EXPECT_EQ(blk_getlength(Open("null://?size=7M").get()), 7 << 20);
+    EXPECT_EQ(blk_getlength(Open("null://?size=7G").get()), INT64_C(7) << 30);
+    EXPECT_EQ(blk_getlength(Open("null://?size=7T").get()), INT64_C(7) << 40);
+}
+
+TEST(BlkOpen, BadSizesAreNamed)
+{
+    for (const char *bad : { "", "0", "-1", "1Q", "1kk", "x", "99999999999999999999", "9999999T" }) {
+        int err = 0;
+        std::string why = OpenError(std::string("null://?size=") + bad, &err);
+
+        EXPECT_EQ(err, EINVAL) << bad;
+        EXPECT_TRUE(Contains(why, "'size'") && Contains(why, "1G")) << why;
+    }
+}
+
+TEST(BlkOpen, BadSwitchesSayOnOrOff)
+{
+    std::string why = OpenError("null://?read-only=yes");
+
+    EXPECT_TRUE(Contains(why, "'read-only'") && Contains(why, "on or off") && Contains(why, "yes"))
+        << why;
+}
+
+TEST(BlkOpen, UnknownOptionsListTheKnownOnes)
+{
+    std::string why = OpenError("null://?sise=1G");
+
+    for (const char *part : { "'null'", "'sise'", "size=", "latency-ns=", "read-only=on|off",
+                              "detach=on|off", "deadline-ns=" }) {
+        EXPECT_TRUE(Contains(why, part)) << why;
+    }
+    why = OpenError("file:x?latency-ns=1");
+    EXPECT_TRUE(Contains(why, "'latency-ns'") && Contains(why, "direct=on|off") &&
+                Contains(why, "create=on|off"))
+        << why;
+}
+
+TEST(BlkOpen, UnknownDriversListTheKnownOnes)
+{
+    int err = 0;
+    std::string why = OpenError("nul://", &err);
+
+    EXPECT_EQ(err, EINVAL);
+    EXPECT_TRUE(Contains(why, "'nul'") && Contains(why, "file, null")) << why;
+}
+
+TEST(BlkOpen, OptionsAreGivenOnce)
+{
+    EXPECT_TRUE(Contains(OpenError("null://?size=1&size=2"), "twice"));
+}
+
+TEST(BlkOpen, OptionsNeedAValue)
+{
+    EXPECT_TRUE(Contains(OpenError("null://?size"), "name=value"));
+    EXPECT_TRUE(Contains(OpenError("null://?=3"), "name=value"));
+    EXPECT_TRUE(Contains(OpenError("null:abc"), "no path"));
+}
+
+TEST(BlkOpen, AWhyPointerIsOptional)
+{
+    EXPECT_EQ(blk_open("nul://", nullptr), nullptr);
+    EXPECT_EQ(errno, EINVAL);
+}
+
+TEST(BlkOpen, PercentStandsForAByte)
+{
+    TempDir dir;
+
+    MakeFile(dir.Path("a b?c"), 4096);
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("a%20b%3fc")).get()), 4096);
+    EXPECT_EQ(blk_getlength(Open("null://?size=%34k").get()), 4096);
+    EXPECT_TRUE(Contains(OpenError("null://?size=%3"), "'size'"));
+    EXPECT_TRUE(Contains(OpenError("null://?size=%00"), "'size'"));
+    EXPECT_TRUE(Contains(OpenError("file:a%zz"), "%"));
+}
+
+TEST(BlkOpen, FilesOpenByUriPathAndBareName)
+{
+    TempDir dir;
+
+    MakeFile(dir.Path("disk"), 8192);
+    EXPECT_EQ(blk_getlength(Open("file://" + dir.Path("disk")).get()), 8192);
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("disk")).get()), 8192);
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("disk") + "?read-only=on").get()), 8192);
+    EXPECT_EQ(blk_getlength(Open(dir.Path("disk")).get()), 8192);
+    MakeFile(dir.Path("odd?x=1"), 10);
+    EXPECT_EQ(blk_getlength(Open(dir.Path("odd?x=1")).get()), 10);
+    EXPECT_TRUE(Contains(OpenError("file://host/disk"), "no host"));
+    EXPECT_TRUE(Contains(OpenError("file:"), "names no file"));
+}
+
+TEST(BlkOpen, CreateMakesASparseFile)
+{
+    TempDir dir;
+    struct stat st;
+
+    {
+        Blk blk = Open("file:" + dir.Path("new") + "?create=on&size=64M");
+        EXPECT_EQ(blk_getlength(blk.get()), 64 << 20);
+    }
+    ASSERT_EQ(stat(dir.Path("new").c_str(), &st), 0);
+    EXPECT_EQ(st.st_size, 64 << 20);
+    EXPECT_LT(st.st_blocks * 512, 1 << 20);
+}
+
+TEST(BlkOpen, CreateExtendsButNeverShrinks)
+{
+    TempDir dir;
+
+    MakeFile(dir.Path("f"), 8192);
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("f") + "?create=on&size=4k").get()), 8192);
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("f") + "?create=on&size=16k").get()), 16384);
+}
+
+TEST(BlkOpen, BadFilesAreToldApart)
+{
+    TempDir dir;
+    int err = 0;
+    std::string why = OpenError("file:" + dir.Path("none"), &err);
+
+    EXPECT_EQ(err, ENOENT);
+    EXPECT_TRUE(Contains(why, "none") && Contains(why, "create=on")) << why;
+    why = OpenError("file:" + dir.Path("."), &err);
+    EXPECT_EQ(err, EISDIR);
+    EXPECT_TRUE(Contains(why, "is a directory")) << why;
+    why = OpenError("file:/dev/null", &err);
+    EXPECT_EQ(err, EINVAL);
+    EXPECT_TRUE(Contains(why, "block device")) << why;
+    ASSERT_EQ(mkfifo(dir.Path("fifo").c_str(), 0666), 0);
+    why = OpenError("file:" + dir.Path("fifo"), &err);
+    EXPECT_EQ(err, EINVAL);
+    why = OpenError("file:" + dir.Path("no/such/dir") + "?create=on&size=1M", &err);
+    EXPECT_EQ(err, ENOENT);
+}
+
+TEST(BlkOpen, CreateNeedsASizeAndExcludesReadOnly)
+{
+    EXPECT_TRUE(Contains(OpenError("file:x?create=on"), "'size'"));
+    EXPECT_TRUE(Contains(OpenError("file:x?create=on&size=1M&read-only=on"), "'read-only'"));
+}
+
+TEST(BlkOpen, SmallerThanAskedForNamesBothSizes)
+{
+    TempDir dir;
+
+    MakeFile(dir.Path("f"), 8192);
+    std::string why = OpenError("file:" + dir.Path("f") + "?size=1M");
+    EXPECT_TRUE(Contains(why, "1048576") && Contains(why, "8192")) << why;
+    EXPECT_EQ(blk_getlength(Open("file:" + dir.Path("f") + "?size=4k").get()), 8192);
+}
+
+TEST(BlkOpen, TooLargeForTheFileSystemLeavesNoFile)
+{
+    TempDir dir;
+    int err = 0;
+    std::string why = OpenError("file:" + dir.Path("huge") + "?create=on&size=8191P", &err);
+
+    EXPECT_EQ(err, EINVAL) << why; /* no such suffix */
+    why = OpenError("file:" + dir.Path("huge") + "?create=on&size=8388607T", &err);
+    EXPECT_EQ(err, EFBIG) << why;
+    EXPECT_TRUE(Contains(why, "huge")) << why;
+    EXPECT_NE(access(dir.Path("huge").c_str(), F_OK), 0);
+}
+
+TEST(BlkOpen, AFileWithoutPermissionSaysSo)
+{
+    TempDir dir;
+    int err = 0;
+
+    if (geteuid() == 0) {
+        GTEST_SKIP() << "root may write everything";
+    }
+    MakeFile(dir.Path("f"), 8192);
+    ASSERT_EQ(chmod(dir.Path("f").c_str(), 0444), 0);
+    std::string why = OpenError("file:" + dir.Path("f"), &err);
+    EXPECT_EQ(err, EACCES);
+    EXPECT_TRUE(Contains(why, "read-only=on")) << why;
+    EXPECT_TRUE(blk_is_read_only(Open("file:" + dir.Path("f") + "?read-only=on").get()));
+}
+
+TEST(BlkOpen, ReferencesKeepABackendOpen)
+{
+    BlockBackend *blk = blk_open("null://", nullptr);
+
+    ASSERT_NE(blk, nullptr);
+    blk_ref(blk);
+    blk_unref(blk);
+    EXPECT_EQ(blk_getlength(blk), INT64_C(1) << 30);
+    blk_unref(blk);
+    blk_unref(nullptr);
+}
+
+TEST(BlkOpen, VectorsSumTheirBuffers)
+{
+    QEMUIOVector q;
+    char a[10], b[20];
+    struct iovec iov[2] = { { a, sizeof(a) }, { b, sizeof(b) } };
+
+    qemu_iovec_init_buf(&q, a, sizeof(a));
+    EXPECT_EQ(q.size, 10u);
+    EXPECT_EQ(q.niov, 1);
+    EXPECT_EQ(q.iov[0].iov_base, a);
+    qemu_iovec_init_external(&q, iov, 2);
+    EXPECT_EQ(q.size, 30u);
+    EXPECT_EQ(q.iov, iov);
+}
+
+TEST(BlkOpen, TheFileDriverSaysThatItNeedsARing)
+{
+    TempDir dir;
+    char *why = nullptr;
+    ScopedIOThread io("ppoll");
+
+    MakeFile(dir.Path("f"), 8192);
+    Blk blk = Open("file:" + dir.Path("f"));
+    EXPECT_EQ(blk_check_context(blk.get(), io.ctx(), &why), -ENOTSUP);
+    ASSERT_NE(why, nullptr);
+    EXPECT_TRUE(Contains(why, "io_uring") && Contains(why, "ppoll")) << why;
+    free(why);
+    EXPECT_EQ(blk_check_context(Open("null://").get(), io.ctx(), nullptr), 0);
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/* The README shows examples/hello.c, and each example does what it says. */
+#include "command.h"
+
+#include <aioctx/aioctx.h>
+#include <gtest/gtest.h>
+#include <string>
+
+static const std::string kExamples = TEST_BUILD_DIR "/examples/example-";
+
+/* The first block of C in the README. */
+static std::string ReadmeBlock()
+{
+    std::string text = ReadFile(TEST_SOURCE_DIR "/README.md");
+    size_t begin = text.find("\n```c\n");
+    if (begin == std::string::npos) {
+        return "";
+    }
+    begin += 6;
+    return text.substr(begin, text.find("\n```\n", begin) + 1 - begin);
+}
+
+/* The code of a source file: from its first include on. */
+static std::string CodeOf(const std::string &path)
+{
+    std::string text = ReadFile(path);
+    size_t begin = text.find("#include");
+    return begin == std::string::npos ? "" : text.substr(begin);
+}
+
+TEST(Readme, ShowsTheHelloExample)
+{
+    ASSERT_NE(ReadmeBlock(), "");
+    EXPECT_EQ(ReadmeBlock(), CodeOf(TEST_SOURCE_DIR "/examples/hello.c"));
+}
+
+/* Built from the text of the README itself, so that what people copy is what is tried. */
+TEST(Readme, ExampleCompilesAndRuns)
+{
+    ScratchDir scratch;
+    WriteFile(scratch / "readme.c", ReadmeBlock());
+    CommandResult r = RunCommand(TEST_CC " -Wall -Wextra -Wno-unused-parameter -Werror " TEST_CFLAGS
+                                         " -I" TEST_SOURCE_DIR "/include -o " +
+                                 scratch / "readme" + " " + scratch / "readme.c" +
+                                 " " TEST_LIBRARY " -Wl,-rpath," TEST_BUILD_DIR);
+    ASSERT_EQ(r.status, 0) << r.output;
+    r = RunCommand(scratch / "readme");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, "tick, 2 left\ntick, 1 left\ntick, 0 left\n");
+}
+
+TEST(Examples, HelloTicksThreeTimes)
+{
+    CommandResult r = RunCommand(kExamples + "hello");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, "tick, 2 left\ntick, 1 left\ntick, 0 left\n");
+}
+
+TEST(Examples, EchoSendsEveryWordBack)
+{
+    CommandResult r = RunCommand(kExamples + "echo one two three");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, "one\ntwo\nthree\n");
+}
+
+TEST(Examples, EchoWithoutWordsEnds)
+{
+    CommandResult r = RunCommand(kExamples + "echo");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, "");
+}
+
+/* Whether a context made now, as the example makes its own, can do file I/O. */
+static bool FileIoWorks()
+{
+    AioContext *ctx = aio_context_new(NULL);
+    bool works = ctx && std::string(aio_context_get_monitor(ctx)) == "io_uring";
+    if (ctx) {
+        aio_context_unref(ctx);
+    }
+    return works;
+}
+
+TEST(Examples, TimedReadReadsAndTicks)
+{
+    if (!FileIoWorks()) {
+        GTEST_SKIP() << "the file driver needs the io_uring monitor";
+    }
+    ScratchDir scratch;
+    WriteFile(scratch / "file", std::string(10000, 'x'));
+    CommandResult r = RunCommand(kExamples + "timed_read " + scratch / "file");
+    /* On a machine that stands still for 50 ms the deadline may win; then it must say so. */
+    if (r.status == 0) {
+        EXPECT_EQ(r.output, "read of 4096 bytes: done\nticks meanwhile: yes\n");
+    } else {
+        EXPECT_EQ(r.output, "read of 4096 bytes: Connection timed out\nticks meanwhile: yes\n");
+    }
+}
+
+TEST(Examples, TimedReadSaysWhyAFileCannotBeUsed)
+{
+    CommandResult r = RunCommand(kExamples + "timed_read /nonexistent/file");
+    EXPECT_EQ(r.status, 1);
+    EXPECT_NE(r.output.find("/nonexistent/file"), std::string::npos) << r.output;
+    EXPECT_EQ(RunCommand(kExamples + "timed_read").status, 2);
+}
+
+TEST(Examples, TimedReadWithoutIoUringSaysWhy)
+{
+    ScratchDir scratch;
+    WriteFile(scratch / "file", "text");
+    CommandResult r =
+        RunCommand("AIOCTX_FDMON=ppoll " + kExamples + "timed_read " + scratch / "file");
+    EXPECT_EQ(r.status, 1) << r.output;
+    EXPECT_NE(r.output.find("io_uring"), std::string::npos) << r.output;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The public headers stand alone, in C and in C++, and bring in nothing of how the library works.
+ * The layouts that users compile into their programs do not change.
+ */
+#include "command.h"
+
+#include <aioctx/aioctx.h>
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <stddef.h>
+#include <string>
+#include <vector>
+
+static const std::string kInclude = TEST_SOURCE_DIR "/include";
+
+static std::vector<std::string> HeaderNames()
+{
+    std::vector<std::string> names;
+    for (const auto &entry : std::filesystem::directory_iterator(kInclude + "/aioctx")) {
+        names.push_back(entry.path().stem().string());
+    }
+    return names;
+}
+
+class Header : public testing::TestWithParam<std::string>
+{
+protected:
+    std::string Include() const
+    {
+        return "#include <aioctx/" + GetParam() + ".h>\n";
+    }
+    /* Gives the compiler one source that includes the header twice and nothing else. */
+    CommandResult Compile(const std::string &compiler, const std::string &suffix)
+    {
+        std::string source = scratch_ / ("alone" + suffix);
+        WriteFile(source, Include() + Include() + "int aioctx_header_test;\n");
+        return RunCommand(compiler + " -I" + kInclude + " " + source);
+    }
+
+    ScratchDir scratch_;
+};
+
+TEST_P(Header, CompilesAloneAsC11)
+{
+    CommandResult r = Compile(TEST_CC " -std=c11 -D_GNU_SOURCE -pedantic -Wall -Wextra -Werror"
+                                      " -Wstrict-prototypes -fsyntax-only",
+                              ".c");
+    EXPECT_EQ(r.status, 0) << r.output;
+}
+
+TEST_P(Header, CompilesAloneWithoutFeatureMacros)
+{
+    CommandResult r = Compile(TEST_CC " -std=c11 -Wall -Wextra -Werror -fsyntax-only", ".c");
+    EXPECT_EQ(r.status, 0) << r.output;
+}
+
+TEST_P(Header, CompilesAloneAsCxx17)
+{
+    CommandResult r =
+        Compile(TEST_CXX " -std=c++17 -pedantic -Wall -Wextra -Werror -fsyntax-only", ".cc");
+    EXPECT_EQ(r.status, 0) << r.output;
+}
+
+TEST_P(Header, IncludesNeitherLiburcuNorLiburingNorAtomics)
+{
+    CommandResult r = Compile(TEST_CC " -std=gnu11 -M", ".c");
+    ASSERT_EQ(r.status, 0) << r.output;
+    ASSERT_NE(r.output.find("aioctx/" + GetParam() + ".h"), std::string::npos) << r.output;
+    for (const char *part : {"urcu", "liburing", "stdatomic", "_int.h"}) {
+        EXPECT_EQ(r.output.find(part), std::string::npos) << part << " in " << r.output;
+    }
+    EXPECT_EQ(ReadFile(kInclude + "/aioctx/" + GetParam() + ".h").find("_Atomic"),
+              std::string::npos);
+}
+
+INSTANTIATE_TEST_SUITE_P(Each, Header, testing::ValuesIn(HeaderNames()),
+                         [](const auto &info) { return info.param; });
+
+TEST(Headers, AioctxIncludesEveryOther)
+{
+    std::string text = ReadFile(kInclude + "/aioctx/aioctx.h");
+    for (const std::string &name : HeaderNames()) {
+        if (name != "aioctx") {
+            EXPECT_NE(text.find("#include <aioctx/" + name + ".h>"), std::string::npos) << name;
+        }
+    }
+}
+
+TEST(Headers, InstalledAllOfThem)
+{
+    std::string text = ReadFile(TEST_SOURCE_DIR "/meson.build");
+    for (const std::string &name : HeaderNames()) {
+        EXPECT_NE(text.find("'include/aioctx/" + name + ".h'"), std::string::npos) << name;
+    }
+}
+
+/* The numbers are those of LP64 machines; a change of one breaks every program that was compiled
+ * before, and needs a new soname. */
+#define EXPECT_MEMBER(type, member, offset) \
+    EXPECT_EQ(offsetof(type, member), (size_t)(offset)) << #type "." #member
+
+class Layout : public testing::Test
+{
+protected:
+    void SetUp() override
+    {
+        if (sizeof(void *) != 8 || sizeof(long) != 8) {
+            GTEST_SKIP() << "the pinned layouts are those of LP64";
+        }
+    }
+};
+
+TEST_F(Layout, TimerIsPinnedAndAtMost96Bytes)
+{
+    EXPECT_EQ(sizeof(QEMUTimer), 96u);
+    EXPECT_EQ(alignof(QEMUTimer), 8u);
+    EXPECT_MEMBER(QEMUTimer, expire_time, 0);
+    EXPECT_MEMBER(QEMUTimer, timer_list, 16);
+    EXPECT_MEMBER(QEMUTimer, state, 64);
+    EXPECT_MEMBER(QEMUTimer, reserved, 80);
+    EXPECT_EQ(sizeof(QEMUTimerListGroup), QEMU_CLOCK_MAX * sizeof(void *));
+    EXPECT_EQ(QEMU_CLOCK_MAX, 4);
+}
+
+TEST_F(Layout, RcuHeadIsPinned)
+{
+    EXPECT_EQ(sizeof(AioRcuHead), 32u);
+}
+
+TEST_F(Layout, AioStructsArePinned)
+{
+    EXPECT_EQ(sizeof(EventNotifier), 24u);
+    EXPECT_MEMBER(EventNotifier, reserved, 16);
+    EXPECT_EQ(sizeof(CqeHandler), 32u);
+    EXPECT_MEMBER(CqeHandler, res, 8);
+    EXPECT_MEMBER(CqeHandler, flags, 12);
+    EXPECT_MEMBER(CqeHandler, reserved, 24);
+    EXPECT_EQ(sizeof(AioContextOptions), 64u);
+    EXPECT_MEMBER(AioContextOptions, reserved, 16);
+    EXPECT_EQ(sizeof(IOThreadOptions), 120u);
+    EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 64);
+    EXPECT_EQ(sizeof(AioContextStats), 256u);
+    EXPECT_MEMBER(AioContextStats, reserved, 128);
+}
+
+TEST_F(Layout, BlockStructsArePinned)
+{
+    EXPECT_EQ(sizeof(QEMUIOVector), 48u);
+    EXPECT_MEMBER(QEMUIOVector, size, 16);
+    EXPECT_MEMBER(QEMUIOVector, local_iov, 24);
+    EXPECT_EQ(sizeof(BlkLimits), 48u);
+    EXPECT_EQ(sizeof(BlkReqOpts), 32u);
+    EXPECT_EQ(sizeof(BlkStats), 192u);
+    EXPECT_MEMBER(BlkStats, reserved, 128);
+}

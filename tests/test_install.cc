@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What `meson install` leaves in a prefix is enough: a program outside the tree builds with what
+ * pkg-config says of aioctx and nothing else, shared and static, C and C++; the tools start.
+ */
+#include "command.h"
+
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <string>
+
+/* A timer on an iothread, and a read from a backend.  Valid C and C++. */
+static const char kProgram[] = R"(
+#include <aioctx/aioctx.h>
+#include <stdio.h>
+#include <string.h>
+
+static EventNotifier fired;
+
+static void on_timer(void *opaque)
+{
+    *(int *)opaque += 1;
+    event_notifier_set(&fired);
+}
+
+int main(void)
+{
+    int count = 0;
+    char buf[512];
+    IOThread *io = iothread_new("io0", NULL);
+    BlockBackend *blk = blk_open("null://?size=1M", NULL);
+    if (!io || !blk || event_notifier_init(&fired, 0) < 0) {
+        return 1;
+    }
+    QEMUTimer *t = aio_timer_new(iothread_get_aio_context(io), QEMU_CLOCK_REALTIME, SCALE_MS,
+                                 on_timer, &count);
+    timer_mod(t, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 1);
+    struct pollfd pfd = {event_notifier_get_fd(&fired), POLLIN, 0};
+    while (poll(&pfd, 1, -1) != 1) {
+    }
+    memset(buf, 1, sizeof(buf));
+    if (blk_pread(blk, 0, sizeof(buf), buf, (BdrvRequestFlags)0) != 0) {
+        return 2;
+    }
+    blk_unref(blk);
+    timer_free(t);
+    iothread_destroy(io);
+    event_notifier_cleanup(&fired);
+    printf("fired %d, read %d\n", count, buf[0]);
+    return 0;
+}
+)";
+
+class Install : public testing::Test
+{
+protected:
+    static void SetUpTestSuite()
+    {
+        scratch_ = new ScratchDir;
+        prefix_ = *scratch_ / "prefix";
+        std::string build = *scratch_ / "build";
+        installed_ = RunCommand("CC='" TEST_CC "' meson setup " + build +
+                                " " TEST_SOURCE_DIR " --prefix=" + prefix_ +
+                                " --libdir=lib --buildtype=plain"
+                                " -Dtests=disabled -Dbench=disabled && ninja -C " +
+                                build + " && meson install -C " + build);
+    }
+    static void TearDownTestSuite()
+    {
+        delete scratch_;
+    }
+    void SetUp() override
+    {
+        ASSERT_EQ(installed_.status, 0) << installed_.output;
+    }
+
+    static std::string PkgConfig(const std::string &args)
+    {
+        return "PKG_CONFIG_PATH=" + prefix_ + "/lib/pkgconfig pkg-config " + args + " aioctx";
+    }
+    /* Builds kProgram with @compiler and what pkg-config prints for @args, and runs it. */
+    static void BuildAndRun(const std::string &compiler, const std::string &suffix,
+                            const std::string &args)
+    {
+        std::string source = *scratch_ / ("program" + suffix), program = *scratch_ / "program";
+        WriteFile(source, kProgram);
+        CommandResult r = RunCommand("flags=$(" + PkgConfig(args) + ") && " + compiler +
+                                     " -Wall -Werror -o " + program + " " + source + " $flags");
+        ASSERT_EQ(r.status, 0) << r.output;
+        r = RunCommand("LD_LIBRARY_PATH=" + prefix_ + "/lib " + program);
+        EXPECT_EQ(r.status, 0) << r.output;
+        EXPECT_EQ(r.output, "fired 1, read 0\n");
+    }
+
+    static ScratchDir *scratch_;
+    static std::string prefix_;
+    static CommandResult installed_;
+};
+
+ScratchDir *Install::scratch_;
+std::string Install::prefix_;
+CommandResult Install::installed_;
+
+TEST_F(Install, CProgramBuildsWithPkgConfigAlone)
+{
+    BuildAndRun(TEST_CC, ".c", "--cflags --libs");
+}
+
+TEST_F(Install, CxxProgramBuildsWithPkgConfigAlone)
+{
+    BuildAndRun(TEST_CXX, ".cc", "--cflags --libs");
+}
+
+TEST_F(Install, StaticCProgramBuildsWithPkgConfigAlone)
+{
+    BuildAndRun(TEST_CC " -static", ".c", "--static --cflags --libs");
+}
+
+TEST_F(Install, StaticCxxProgramBuildsWithPkgConfigAlone)
+{
+    BuildAndRun(TEST_CXX " -static", ".cc", "--static --cflags --libs");
+}
+
+TEST_F(Install, SharedLibraryKeepsItsOwnLibrariesPrivate)
+{
+    CommandResult r = RunCommand(PkgConfig("--cflags --libs"));
+    ASSERT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output.find("urcu"), std::string::npos) << r.output;
+    EXPECT_EQ(r.output.find("uring"), std::string::npos) << r.output;
+}
+
+TEST_F(Install, HeadersArePublicOnesOnly)
+{
+    namespace fs = std::filesystem;
+    size_t public_headers = 0, installed = 0;
+    for (const auto &entry : fs::directory_iterator(TEST_SOURCE_DIR "/include/aioctx")) {
+        std::string name = entry.path().filename().string();
+        EXPECT_TRUE(fs::exists(prefix_ + "/include/aioctx/" + name)) << name;
+        public_headers++;
+    }
+    for (const auto &entry : fs::recursive_directory_iterator(prefix_ + "/include")) {
+        installed += entry.is_regular_file();
+    }
+    EXPECT_EQ(installed, public_headers);
+}
+
+TEST_F(Install, ToolsStart)
+{
+    for (const char *tool : {"aioctx-blk", "aioctx-stress"}) {
+        CommandResult r = RunCommand("LD_LIBRARY_PATH=" + prefix_ + "/lib " + prefix_ + "/bin/" +
+                                     tool + " --help");
+        EXPECT_EQ(r.status, 0) << r.output;
+        EXPECT_NE(r.output.find(tool), std::string::npos) << r.output;
+    }
+}

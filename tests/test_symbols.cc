@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/* The library exports what the public headers declare, and nothing else. */
+#include "command.h"
+
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+
+using Names = std::set<std::string>;
+
+/* Takes comments, preprocessor lines and whatever stands in braces out of a header, the brace of
+ * extern "C" itself excepted.  A body ends a statement as a semicolon does. */
+static std::string Declarations(std::string text)
+{
+    text = std::regex_replace(text, std::regex("/\\*[^*]*\\*+([^/*][^*]*\\*+)*/"), " ");
+    text = std::regex_replace(text, std::regex("extern \"C\" \\{"), " ");
+    text = std::regex_replace(text, std::regex("(^|\n)[ \t]*#([^\n]*\\\\\n)*[^\n]*"), "\n");
+
+    std::string out;
+    int depth = 0;
+    for (char c : text) {
+        depth += c == '{';
+        if (depth <= 0) {
+            out += c;
+        }
+        if (c == '}' && depth > 0 && --depth == 0) {
+            out += ';';
+        }
+    }
+    return out;
+}
+
+/* The names of the functions and objects that the public headers declare. */
+static Names Declared()
+{
+    Names names;
+    const std::regex function("^[\\w\\s*]*?\\b(\\w+)\\s*\\(");
+    const std::regex object("^extern\\b[\\w\\s*]*?\\b(\\w+)\\s*$");
+    const std::regex other("^(typedef|static|struct\\s+\\w+\\s*$|enum)\\b");
+
+    for (const auto &entry :
+         std::filesystem::directory_iterator(TEST_SOURCE_DIR "/include/aioctx")) {
+        std::istringstream in(Declarations(ReadFile(entry.path().string())));
+        std::string statement;
+        while (std::getline(in, statement, ';')) {
+            statement.erase(0, statement.find_first_not_of(" \t\n"));
+            std::smatch m;
+            if (std::regex_search(statement, other)) {
+                continue;
+            }
+            if (std::regex_search(statement, m, function) ||
+                std::regex_search(statement, m, object)) {
+                names.insert(m[1]);
+            }
+        }
+    }
+    return names;
+}
+
+/* The names that the shared library defines, without versions. */
+static Names Exported(std::string *ret_versions)
+{
+    Names names;
+    CommandResult r = RunCommand("nm -D --defined-only " TEST_LIBRARY);
+    EXPECT_EQ(r.status, 0) << r.output;
+
+    std::istringstream in(r.output);
+    std::string value, type, name;
+    while (in >> value >> type >> name) {
+        if (type == "A") {
+            *ret_versions += name;
+            continue;
+        }
+        size_t at = name.find("@@");
+        EXPECT_NE(at, std::string::npos) << name << " has no version";
+        names.insert(name.substr(0, at));
+    }
+    return names;
+}
+
+TEST(Symbols, AreExactlyWhatThePublicHeadersDeclare)
+{
+    std::string versions;
+    Names declared = Declared(), exported = Exported(&versions);
+
+    EXPECT_EQ(versions, "AIOCTX_0");
+    /* The parse itself: one of each kind that must be, and one that must not be, in it. */
+    for (const char *name : {"timer_mod", "main_loop_tlg", "iothread_new", "aio_context_new",
+                             "qemu_poll_ns", "blk_drained_end"}) {
+        EXPECT_TRUE(declared.count(name)) << name;
+    }
+    EXPECT_FALSE(declared.count("qemu_soonest_timeout"));
+
+    for (const std::string &name : declared) {
+        EXPECT_TRUE(exported.count(name)) << name << " is declared, but not exported";
+    }
+    for (const std::string &name : exported) {
+        EXPECT_TRUE(declared.count(name)) << name << " is exported, but not declared";
+    }
+}
+
+TEST(Symbols, LibraryHasAVersionedSoname)
+{
+    CommandResult r = RunCommand("readelf -d " TEST_LIBRARY);
+    ASSERT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("[libaioctx.so.0]"), std::string::npos) << r.output;
+}
+
+TEST(Symbols, LibraryNeedsNoExecutableStackAndNoTextRelocations)
+{
+    CommandResult r = RunCommand("readelf -d -l -W " TEST_LIBRARY);
+    ASSERT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output.find("TEXTREL"), std::string::npos);
+    EXPECT_TRUE(std::regex_search(r.output, std::regex("GNU_STACK[^\\n]* RW  "))) << r.output;
+}

@@ -1,0 +1,634 @@
+/* SPDX-License-Identifier: MIT */
+/* Timers between threads: waiting, freeing while a callback runs, lockless reads. */
+#include "support.h"
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <unistd.h>
+
+#define _Noreturn [[noreturn]]
+extern "C" {
+#include "timers/list_int.h"
+}
+
+/* A thread that runs the lists of a group, and never sleeps. */
+class Runner
+{
+public:
+    explicit Runner(TestGroup &g) : thread_([this, &g] {
+        while (!stop_) {
+            timerlistgroup_run_timers(&g.tlg);
+            std::this_thread::yield();
+        }
+    })
+    {
+    }
+    ~Runner()
+    {
+        stop_ = true;
+        thread_.join();
+    }
+
+private:
+    std::atomic<bool> stop_{ false };
+    std::thread thread_;
+};
+
+/* A callback that is told when to return. */
+struct Blocker {
+    std::atomic<int> running{ 0 };
+    std::atomic<bool> leave{ false }, left{ false };
+
+    void Block()
+    {
+        running++;
+        while (!leave) {
+            std::this_thread::yield();
+        }
+        usleep(2000);
+        left = true;
+    }
+    bool WaitRunning()
+    {
+        return WaitUntil([this] { return running > 0; });
+    }
+};
+
+static int64_t RealNow()
+{
+    return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+}
+
+static void BlockCb(void *opaque)
+{
+    static_cast<Blocker *>(opaque)->Block();
+}
+
+/* ---- Waiting ---------------------------------------------------------------------------------- */
+
+TEST(TimerRace, DelDoesNotWaitForTheCallback)
+{
+    TestGroup g;
+    Runner runner(g);
+    Blocker b;
+    HeapTimer t(&g.tlg, [&] { b.Block(); });
+
+    timer_mod(t, 0);
+    ASSERT_TRUE(b.WaitRunning());
+    EXPECT_FALSE(timer_del(t)) << "it left the list before its callback";
+    EXPECT_FALSE(b.left);
+    b.leave = true;
+    EXPECT_EQ(timer_del_sync(t), 0);
+}
+
+TEST(TimerRace, DelSyncWaitsForTheCallback)
+{
+    for (int rearmed = 0; rearmed < 2; rearmed++) {
+        TestGroup g;
+        Runner runner(g);
+        Blocker b;
+        HeapTimer t(&g.tlg, [&] { b.Block(); });
+
+        timer_mod(t, 0);
+        ASSERT_TRUE(b.WaitRunning());
+        if (rearmed) {
+            timer_mod(t, INT64_MAX);
+        }
+        std::thread release([&] {
+            usleep(3000);
+            b.leave = true;
+        });
+        EXPECT_EQ(timer_del_sync(t), rearmed);
+        EXPECT_TRUE(b.left);
+        EXPECT_FALSE(timer_pending(t));
+        release.join();
+    }
+}
+
+/* The callback arms its timer again each time; the wait still comes to an end. */
+TEST(TimerRace, DelSyncEndsThoughTheCallbackRearms)
+{
+    TestGroup g;
+    std::atomic<int> fired{ 0 };
+    HeapTimer *p = nullptr;
+    HeapTimer t(&g.tlg, [&] {
+        fired++;
+        timer_mod(*p, 0);
+    });
+
+    p = &t;
+    Runner runner(g);
+    for (int i = 0; i < 200; i++) {
+        int before;
+
+        timer_mod(t, 0);
+        ASSERT_TRUE(WaitUntil([&] { return fired > i; }));
+        EXPECT_EQ(timer_del_sync(t), 1);
+        before = fired;
+        EXPECT_FALSE(timer_pending(t));
+        std::this_thread::yield();
+        EXPECT_EQ(fired, before) << "nothing fires after it";
+    }
+}
+
+TEST(TimerRace, DelSyncBelowItsOwnCallbackIsRefused)
+{
+    TestGroup g;
+    int ret = 0, rearmed = 0;
+    HeapTimer *p = nullptr;
+    HeapTimer t(&g.tlg, [&] {
+        timer_mod(*p, 0);
+        ret = timer_del_sync(*p);
+        rearmed = timer_pending(*p);
+    });
+
+    p = &t;
+    timer_mod(t, 0);
+    EXPECT_TRUE(timerlist_run_timers(g.list()));
+    EXPECT_EQ(ret, -EDEADLK);
+    EXPECT_FALSE(rearmed) << "it is disarmed all the same";
+}
+
+TEST(TimerRace, DelSyncBelowACallbackIsRefusedOnlyWhereItWouldWait)
+{
+    TestGroup here, there;
+    Runner runner(there);
+    Blocker b;
+    HeapTimer busy(&there.tlg, [&] { b.Block(); }), idle(&there.tlg, [] {});
+    int busy_ret = 0, idle_ret = 0, armed_ret = 0;
+    HeapTimer t(&here.tlg, [&] {
+        busy_ret = timer_del_sync(busy);
+        idle_ret = timer_del_sync(idle);
+        timer_mod(idle, INT64_MAX);
+        armed_ret = timer_del_sync(idle);
+    });
+
+    timer_mod(busy, 0);
+    ASSERT_TRUE(b.WaitRunning());
+    timer_mod(busy, INT64_MAX);
+    timer_mod(t, 0);
+    EXPECT_TRUE(timerlist_run_timers(here.list()));
+    EXPECT_EQ(busy_ret, -EDEADLK);
+    EXPECT_FALSE(timer_pending(busy));
+    EXPECT_EQ(idle_ret, 0);
+    EXPECT_EQ(armed_ret, 1);
+    b.leave = true;
+    EXPECT_EQ(timer_del_sync(busy), 0);
+}
+
+/* ---- Arming while it runs --------------------------------------------------------------------- */
+
+TEST(TimerRace, ModWhileRunningFiresOnce)
+{
+    TestGroup g;
+    Blocker b;
+    HeapTimer t(&g.tlg, [&] { b.Block(); });
+
+    timer_mod(t, 0);
+    std::thread runner([&] { timerlist_run_timers(g.list()); });
+    ASSERT_TRUE(b.WaitRunning());
+    EXPECT_TRUE(timer_mod(t, 0));
+    EXPECT_TRUE(timer_mod(t, 1));
+    EXPECT_TRUE(timer_pending(t));
+    b.leave = true;
+    runner.join();
+    EXPECT_EQ(b.running, 1);
+    EXPECT_TRUE(timerlist_run_timers(g.list()));
+    EXPECT_FALSE(timerlist_run_timers(g.list()));
+    EXPECT_EQ(b.running, 2);
+}
+
+/* Arming with true, and nothing else, makes for a firing; a del with true takes one away. */
+TEST(TimerRace, EachArmingFiresOnceOrIsDeleted)
+{
+    constexpr int kRounds = kSanitized ? 3000 : 30000;
+    TestGroup g;
+    std::atomic<long> fired{ 0 }, armed{ 0 }, deleted{ 0 };
+    HeapTimer t(&g.tlg, [&] { fired++; });
+
+    {
+        Runner runner(g);
+
+        RunThreads(2, [&](int i) {
+            std::mt19937 rng(i);
+
+            for (int n = 0; n < kRounds; n++) {
+                if (rng() % 2) {
+                    /* Not armed: arms.  Armed for 0 as it always is: cannot move. */
+                    armed += timer_mod_anticipate(t, 0);
+                } else {
+                    deleted += timer_del(t);
+                }
+            }
+        });
+        deleted += timer_del_sync(t);
+    }
+    EXPECT_EQ(fired + deleted, armed);
+    EXPECT_GT(fired, 0);
+}
+
+TEST(TimerRace, WhatTheCallerWroteIsVisibleToTheCallback)
+{
+    constexpr int kRounds = kSanitized ? 1000 : 10000;
+    TestGroup g;
+    int plain = 0, wrong = 0; /* no atomics: ThreadSanitizer checks the edges */
+    std::atomic<int> fired{ 0 };
+    HeapTimer t(&g.tlg, [&] {
+        wrong += plain != fired + 1;
+        fired++;
+    });
+    {
+        Runner runner(g);
+
+        for (int n = 1; n <= kRounds; n++) {
+            plain = n;
+            timer_mod(t, 0);
+            while (fired != n) {
+                std::this_thread::yield();
+            }
+        }
+    }
+    EXPECT_EQ(wrong, 0);
+}
+
+/* ---- Freeing ---------------------------------------------------------------------------------- */
+
+TEST(TimerRace, FreeWhileTheCallbackRunsKeepsItUntilThen)
+{
+    TestGroup g;
+    Blocker b;
+    std::atomic<int> mod_ret{ -1 };
+    HeapTimer *p = nullptr;
+    QEMUTimer *ts;
+    HeapTimer t(&g.tlg, [&] {
+        b.Block();
+        mod_ret = timer_mod(ts, 0); /* freed by now, and still there */
+    });
+
+    p = &t;
+    ts = t;
+    timer_mod(t, 0);
+    std::thread runner([&] { timerlist_run_timers(g.list()); });
+    ASSERT_TRUE(b.WaitRunning());
+    p->Free();
+    aio_synchronize_rcu();
+    EXPECT_FALSE(b.left) << "it does not wait";
+    b.leave = true;
+    runner.join();
+    EXPECT_EQ(mod_ret, 0) << "a dead timer is never armed again";
+    EXPECT_FALSE(timerlist_has_timers(g.list()));
+    aio_rcu_barrier();
+}
+
+/* Threads that find the timer under RCU arm it while its owner frees it and makes a new one. */
+TEST(TimerRace, ModInAReadSectionBesideFree)
+{
+    constexpr int kRounds = kSanitized ? 1000 : 10000;
+    TestGroup g;
+    Runner runner(g);
+    std::atomic<QEMUTimer *> cur{ nullptr };
+    std::atomic<long> fired{ 0 };
+    std::atomic<bool> stop{ false };
+    auto make = [&] {
+        return timer_new_full(&g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
+                              [](void *o) { ++*static_cast<std::atomic<long> *>(o); }, &fired);
+    };
+
+    cur = make();
+    RunThreads(2, [&](int i) {
+        if (i == 0) {
+            for (int n = 0; n < kRounds; n++) {
+                timer_free(cur.exchange(make()));
+            }
+            stop = true;
+        }
+        while (!stop) {
+            aio_rcu_read_lock();
+            timer_mod(cur, 0);
+            timer_pending(cur);
+            timer_mod_anticipate(cur, 0);
+            aio_rcu_read_unlock();
+        }
+    });
+    EXPECT_TRUE(WaitUntil([&] { return !timer_pending(cur); })) << "the last one fires";
+    timer_free(cur);
+    EXPECT_FALSE(timerlist_has_timers(g.list()));
+    aio_rcu_barrier();
+}
+
+/* ---- Embedded timers -------------------------------------------------------------------------- */
+
+TEST(TimerRace, DeinitWhileTheCallbackRunsNeverTouchesTheMemoryAgain)
+{
+    TestGroup g;
+    Blocker b;
+    QEMUTimer *ts = new QEMUTimer;
+    unsigned char pattern[sizeof(*ts)];
+
+    timer_init_full(ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, BlockCb, &b);
+    timer_mod(ts, 0);
+    std::thread runner([&] {
+        timerlist_run_timers(g.list());
+        timerlist_run_timers(g.list());
+    });
+    ASSERT_TRUE(b.WaitRunning());
+    timer_mod(ts, 0);
+    timer_deinit(ts);
+    EXPECT_FALSE(b.left) << "it does not wait";
+    memset(pattern, 0xa5, sizeof(pattern));
+    memcpy(ts, pattern, sizeof(*ts));
+    b.leave = true;
+    runner.join();
+    EXPECT_EQ(memcmp(ts, pattern, sizeof(*ts)), 0);
+    EXPECT_EQ(b.running, 1);
+    delete ts;
+}
+
+/* The same with the memory gone, for AddressSanitizer. */
+TEST(TimerRace, MemoryMayBeFreedWhileTheCallbackRuns)
+{
+    TestGroup g;
+    Blocker b;
+    auto ts = std::make_unique<QEMUTimer>();
+
+    timer_init_full(ts.get(), &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, BlockCb, &b);
+    timer_mod(ts.get(), 0);
+    std::thread runner([&] { timerlist_run_timers(g.list()); });
+    ASSERT_TRUE(b.WaitRunning());
+    timer_deinit(ts.get());
+    ts.reset();
+    b.leave = true;
+    runner.join();
+    EXPECT_TRUE(b.left);
+}
+
+TEST(TimerRace, DeinitSyncWaitsForTheCallback)
+{
+    TestGroup g;
+    Runner runner(g);
+    auto b = std::make_unique<Blocker>();
+    QEMUTimer ts;
+
+    timer_init_full(&ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, BlockCb, b.get());
+    timer_mod(&ts, 0);
+    ASSERT_TRUE(b->WaitRunning());
+    std::thread release([&] {
+        usleep(3000);
+        b->leave = true;
+    });
+    EXPECT_EQ(timer_deinit_sync(&ts), 0);
+    EXPECT_TRUE(b->left);
+    release.join();
+    b.reset(); /* the object around the timer may go */
+}
+
+TEST(TimerRace, DeinitSyncBelowACallbackLetsGoButDoesNotWait)
+{
+    TestGroup here, there;
+    Blocker b;
+    QEMUTimer ts;
+    int ret = 0;
+    HeapTimer t(&here.tlg, [&] {
+        ret = timer_deinit_sync(&ts);
+        memset(&ts, 0xa5, sizeof(ts));
+    });
+    Runner runner(there);
+
+    timer_init_full(&ts, &there.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, BlockCb, &b);
+    timer_mod(&ts, 0);
+    ASSERT_TRUE(b.WaitRunning());
+    timer_mod(t, 0);
+    EXPECT_TRUE(timerlist_run_timers(here.list()));
+    EXPECT_EQ(ret, -EDEADLK);
+    EXPECT_FALSE(b.left);
+    b.leave = true;
+    EXPECT_TRUE(WaitUntil([&] { return b.left.load(); }));
+}
+
+TEST(TimerRace, EmbedArmDeinitSyncOverAndOver)
+{
+    constexpr int kRounds = kSanitized ? 1000 : 10000;
+    TestGroup g;
+    Runner runner(g);
+    std::atomic<long> fired{ 0 };
+
+    RunThreads(2, [&](int i) {
+        std::mt19937 rng(i);
+
+        for (int n = 0; n < kRounds; n++) {
+            struct Object {
+                QEMUTimer ts;
+                std::atomic<long> *fired;
+            };
+            auto o = std::make_unique<Object>();
+
+            o->fired = &fired;
+            timer_init_full(&o->ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *opaque) {
+                ++*static_cast<Object *>(opaque)->fired;
+            }, o.get());
+            timer_mod(&o->ts, RealNow() + rng() % 20000);
+            for (unsigned spin = rng() % 2000; spin > 0; spin--) {
+                timer_pending(&o->ts);
+            }
+            EXPECT_EQ(timer_deinit_sync(&o->ts), 0);
+        }
+    });
+    EXPECT_FALSE(timerlist_has_timers(g.list()));
+}
+
+/* ---- Lockless reads --------------------------------------------------------------------------- */
+
+TEST(TimerRace, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
+{
+    TestGroup g;
+    QEMUTimerList *tl = g.list();
+    HeapTimer t(&g.tlg, [] {});
+    std::atomic<bool> done{ false };
+
+    timer_mod(t, RealNow() + INT64_C(3600000) * SCALE_MS);
+    pthread_mutex_lock(&tl->lock);
+    std::thread reader([&] {
+        EXPECT_TRUE(timerlist_has_timers(tl));
+        EXPECT_FALSE(timerlist_expired(tl));
+        EXPECT_GT(timerlist_deadline_ns(tl), 0);
+        EXPECT_GT(timerlistgroup_deadline_ns(&g.tlg), 0);
+        EXPECT_GT(qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME, QEMU_TIMER_ATTR_ALL), 0);
+        EXPECT_TRUE(timer_pending(t));
+        EXPECT_FALSE(timer_expired(t, 0));
+        EXPECT_GT(timer_expire_time_ns(t), 0);
+        EXPECT_EQ(timerlist_walk(tl, [](const QEMUTimerInfo *, void *) { return true; }, nullptr),
+                  1u);
+        EXPECT_FALSE(timerlist_run_timers(tl)) << "nothing is due";
+        done = true;
+    });
+    EXPECT_TRUE(WaitUntil([&] { return done.load(); }));
+    pthread_mutex_unlock(&tl->lock);
+    reader.join();
+}
+
+/* A loop that sleeps by timerlist_deadline_ns() and is woken by notify_cb alone. */
+class SleepingLoop
+{
+public:
+    SleepingLoop()
+    {
+        EXPECT_EQ(event_notifier_init(&wake_, 0), 0);
+        tl_ = timerlist_new(QEMU_CLOCK_REALTIME, [](void *opaque, QEMUClockType) {
+            event_notifier_set(&static_cast<SleepingLoop *>(opaque)->wake_);
+        }, this);
+        group.tl[QEMU_CLOCK_REALTIME] = tl_;
+        thread_ = std::thread([this] {
+            while (!stop_) {
+                struct pollfd pfd = { event_notifier_get_fd(&wake_), POLLIN, 0 };
+
+                qemu_poll_ns(&pfd, 1, timerlist_deadline_ns(tl_));
+                event_notifier_test_and_clear(&wake_);
+                timerlist_run_timers(tl_);
+            }
+        });
+    }
+    ~SleepingLoop()
+    {
+        stop_ = true;
+        event_notifier_set(&wake_);
+        thread_.join();
+        timerlist_free(tl_);
+        aio_synchronize_rcu();
+        event_notifier_cleanup(&wake_);
+    }
+
+    QEMUTimerListGroup group = {};
+
+private:
+    EventNotifier wake_ = {};
+    QEMUTimerList *tl_;
+    std::atomic<bool> stop_{ false };
+    std::thread thread_;
+};
+
+/*
+ * The moved head: the head is moved far away while the loop looks at it.  What becomes the head
+ * was armed behind it and moves the head only later, so that nobody notifies: the loop must not
+ * have taken the moved timer's new deadline for the list's.
+ */
+TEST(TimerRace, MovedHeadHidesNoOtherTimer)
+{
+    constexpr int kRounds = kSanitized ? 500 : 5000;
+    SleepingLoop loop;
+    std::atomic<int> fired{ 0 };
+    std::mt19937 rng(1);
+    HeapTimer head(&loop.group, [] {}), next(&loop.group, [&] { fired++; });
+
+    for (int n = 0; n < kRounds; n++) {
+        int64_t now = RealNow();
+
+        timer_mod(head, now + 40000 + rng() % 20000);
+        timer_mod(next, now + 90000 + rng() % 20000);
+        while (RealNow() < now + static_cast<int64_t>(rng() % 60000)) {
+        }
+        timer_mod(head, now + INT64_C(3600000) * SCALE_MS);
+        ASSERT_TRUE(WaitUntil([&] { return fired > n; }, 20)) << "slept past it in round " << n;
+    }
+    EXPECT_EQ(fired, kRounds);
+}
+
+/* The embedded head: its owner deinits it and uses the memory for something else. */
+TEST(TimerRace, ReadersNeverLookIntoReusedMemory)
+{
+    constexpr int kRounds = kSanitized ? 3000 : 100000;
+    TestGroup g;
+    std::atomic<bool> stop{ false };
+    std::atomic<int64_t> wrong{ 0 };
+
+    RunThreads(3, [&](int i) {
+        if (i == 0) {
+            for (int n = 0; n < kRounds; n++) {
+                QEMUTimer *ts = new QEMUTimer;
+
+                timer_init_full(ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {},
+                                nullptr);
+                timer_mod(ts, RealNow() + INT64_C(1000) * SCALE_MS);
+                timer_mod(ts, RealNow() + INT64_C(2000) * SCALE_MS);
+                timer_deinit(ts);
+                memset(static_cast<void *>(ts), 0x11, sizeof(*ts)); /* 39 years, if it were read */
+                delete ts;
+            }
+            stop = true;
+        }
+        while (!stop) {
+            int64_t ns = i == 1 ? timerlist_deadline_ns(g.list())
+                                : qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME,
+                                                             QEMU_TIMER_ATTR_ALL);
+
+            if (ns < -1 || ns > INT64_C(2000) * SCALE_MS) {
+                wrong = ns;
+            }
+        }
+    });
+    EXPECT_EQ(wrong, 0);
+}
+
+/* ---- Lists that go ---------------------------------------------------------------------------- */
+
+TEST(TimerRace, ModBesideTheEndOfItsListReturnsFalse)
+{
+    constexpr int kRounds = kSanitized ? 100 : 500;
+
+    for (int n = 0; n < kRounds; n++) {
+        auto g = std::make_unique<TestGroup>();
+        HeapTimer t(&g->tlg, [] {});
+        std::atomic<bool> refused{ false };
+
+        RunThreads(2, [&](int i) {
+            if (i == 0) {
+                g->Close(); /* waits for the notify that may be on its way */
+                g.reset();
+                return;
+            }
+            while (timer_mod(t, RealNow() + 1000000) && timer_mod_anticipate(t, 5)) {
+                timer_del(t);
+            }
+            refused = true;
+        });
+        EXPECT_TRUE(refused);
+        EXPECT_FALSE(timer_pending(t));
+        EXPECT_FALSE(timer_mod(t, 0));
+    }
+}
+
+TEST(TimerRace, WalkSeesOnlyTimersThatAreThere)
+{
+    constexpr int kRounds = kSanitized ? 2000 : 20000;
+    TestGroup g;
+    std::atomic<bool> stop{ false };
+    HeapTimer stays(&g.tlg, [] {});
+
+    timer_set_name(stays, "stays");
+    RunThreads(3, [&](int i) {
+        if (i < 2) {
+            for (int n = 0; n < kRounds; n++) {
+                HeapTimer t(&g.tlg, [] {});
+
+                timer_set_name(t, "goes");
+                timer_mod(t, INT64_MAX);
+            }
+            stop = true;
+        }
+        while (!stop) {
+            int seen = 0;
+            unsigned n = timerlist_walk(g.list(), [](const QEMUTimerInfo *info, void *opaque) {
+                std::string name = info->name ? info->name : "goes";
+
+                EXPECT_TRUE(name == "goes" || name == "stays") << name;
+                *static_cast<int *>(opaque) += name == "stays";
+                return true;
+            }, &seen);
+
+            EXPECT_GE(n, 1u);
+            EXPECT_EQ(seen, 1);
+        }
+    });
+    aio_rcu_barrier();
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/* aioctx-stress: a clean run passes, every planted bug is caught, wrong options are refused. */
+#include "command.h"
+#include "support.h"
+
+#include <sstream>
+
+static CommandResult Stress(const std::string &args)
+{
+    return RunCommand(std::string(STRESS_PROGRAM) + " " + args);
+}
+
+static std::vector<std::string> PlantNames()
+{
+    std::istringstream lines(Stress("--list-plants").output);
+    std::vector<std::string> names;
+    std::string line;
+
+    while (std::getline(lines, line)) {
+        names.push_back(line.substr(0, line.find(' ')));
+    }
+    return names;
+}
+
+class ToolStress : public testing::TestWithParam<const char *>
+{
+};
+INSTANTIATE_TEST_SUITE_P(Monitors, ToolStress, testing::ValuesIn(kMonitors), MonitorName);
+
+TEST_P(ToolStress, CleanRunFindsNothing)
+{
+    SKIP_WITHOUT_MONITOR(GetParam());
+    CommandResult r = Stress(std::string("--seconds 3 --seed 1 --monitor ") + GetParam());
+
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("seed 1\n"), std::string::npos) << r.output;
+    EXPECT_NE(r.output.find("no violation"), std::string::npos) << r.output;
+    EXPECT_NE(r.output.find(" 0 given up"), std::string::npos) << r.output;
+}
+
+TEST(ToolStressRun, OneTimerForAllThreadsFindsNothing)
+{
+    CommandResult r = Stress("--seconds 1 --seed 2 --timers 1 --threads 6 --contexts 3");
+
+    EXPECT_EQ(r.status, 0) << r.output;
+}
+
+TEST(ToolStressRun, EveryPlantedBugIsCaught)
+{
+    std::vector<std::string> names = PlantNames();
+
+    EXPECT_GE(names.size(), 7u);
+    for (const std::string &name : names) {
+        CommandResult r = Stress("--seconds 20 --seed 3 --plant " + name);
+
+        EXPECT_EQ(r.status, 1) << name << ":\n" << r.output;
+        EXPECT_NE(r.output.find("VIOLATION (seed 3)"), std::string::npos) << name << ":\n" << r.output;
+    }
+}
+
+/* What is caught is what was planted, where the oracle can tell it apart. */
+TEST(ToolStressRun, ViolationsAreNamedForWhatTheyAre)
+{
+    CommandResult early = Stress("--seconds 20 --seed 4 --plant early --mix mod=1");
+    CommandResult lost = Stress("--seconds 20 --seed 4 --plant lost --mix mod=1");
+    CommandResult sync = Stress("--seconds 20 --seed 4 --plant del-sync-no-wait --mix mod=4,del-sync=1");
+
+    EXPECT_NE(early.output.find("\nearly: "), std::string::npos) << early.output;
+    EXPECT_NE(lost.output.find("\nlost: "), std::string::npos) << lost.output;
+    EXPECT_NE(sync.output.find("\ndel-sync: "), std::string::npos) << sync.output;
+}
+
+TEST(ToolStressRun, InterruptStopsWithTheSummary)
+{
+    CommandResult r = RunCommand(std::string("timeout --preserve-status -s INT 2 ") +
+                                 STRESS_PROGRAM + " --seconds 100");
+
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("interrupted"), std::string::npos) << r.output;
+}
+
+TEST(ToolStressOptions, WrongOnesGetOneLineAndStatus2)
+{
+    const char *wrong[] = { "--seconds abc", "--seconds -1", "--seed x", "--threads 0",
+                            "--threads 31",  "--contexts 0", "--timers 0", "--monitor kqueue",
+                            "--mix mod",     "--mix fly=1",  "--mix mod=-1", "--mix mod=0",
+                            "--plant none",  "extra" };
+
+    for (const char *args : wrong) {
+        CommandResult r = Stress(args);
+
+        EXPECT_EQ(r.status, 2) << args;
+        EXPECT_EQ(std::count(r.output.begin(), r.output.end(), '\n'), 1) << args << ":\n" << r.output;
+        EXPECT_EQ(r.output.find("aioctx-stress: "), 0u) << args << ":\n" << r.output;
+    }
+}
+
+TEST(ToolStressOptions, HelpSaysWhatASeedRepeats)
+{
+    CommandResult r = Stress("--help");
+
+    EXPECT_EQ(r.status, 0);
+    EXPECT_NE(r.output.find("not\n                     repeat how the threads interleave"),
+              std::string::npos) << r.output;
+}

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aioctx-stress: what its files share.
+ *
+ *   aioctx-stress.c   rounds and threads
+ *   stress_options.c  the command line
+ *   stress_ops.c      what the threads do to the timers, and the log that they keep of it
+ *   stress_plant.c    the layer between them and the library, where planted bugs are
+ *   stress_oracle.c   whether some valid order explains a log
+ *   stress_report.c   how a violation and the summary are shown
+ */
+#ifndef STRESS_H
+#define STRESS_H
+
+#include <aioctx/aio.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- Operations and their log ---------------------------------------------------------------- */
+
+enum op_kind {
+    OP_MOD,
+    OP_ANTICIPATE,
+    OP_DEL,
+    OP_DEL_SYNC,
+    OP_FREE,
+    OP_EMBED, /* a whole life of an embedded timer; logged as its parts */
+    OP_READ,
+    OP_MIX_MAX, /* those above can be chosen with --mix */
+    OP_PENDING = OP_MIX_MAX,
+    OP_DEINIT,
+    OP_DEINIT_SYNC,
+    OP_FIRE,
+    OP_MAX
+};
+
+/* The highest number of worker threads and contexts: one bit each in the oracle's sets. */
+#define STRESS_ACTORS_MAX 30
+
+struct timer_gen;
+
+/*
+ * One operation, or one firing.  Stamps are drawn from one global counter: of two events, the one
+ * with the lower stamp did not come after the other.
+ */
+struct record {
+    struct timer_gen *gen;
+    uint64_t call;     /* stamp taken before the operation; of a firing: unused */
+    uint64_t ret;      /* stamp taken after it; of a firing: when the callback began */
+    uint64_t exit;     /* of a firing: when the callback ended */
+    int64_t clock_ns;  /* the timer's clock, read after @ret was drawn */
+    int64_t arg_ns;    /* the deadline that was asked for; OP_READ: the one that was read */
+    int result;
+    uint8_t kind;
+    uint8_t actor;
+};
+
+/* How many released embedded timers a thread keeps, to see whether they are still written to. */
+#define EMBEDDED_OLD 8
+
+struct log {
+    struct record *records;
+    size_t count, room;
+};
+
+/* ---- What is operated on --------------------------------------------------------------------- */
+
+#define GEN_LIVE 0x6c697665u
+#define GEN_RETIRED 0xdeaddeadu
+
+/*
+ * One life of a timer, from init to free or deinit; also the callback's opaque.  The block
+ * outlives the timer by many rounds, so that a callback that comes too late is seen, not a crash.
+ */
+struct timer_gen {
+    atomic_uint magic;
+    unsigned slot;     /* where it is shared; embedded ones: the owner's number */
+    unsigned number;   /* counts the lives */
+    unsigned context;
+    QEMUClockType clock;
+    int scale;
+    bool embedded;
+    QEMUTimer *ts;
+    atomic_uint refs;  /* shared timers: one of the slot's, one per running timer_del_sync() */
+
+    /* What the oracle knows at the end of the last round.  Coordinator. */
+    int64_t deadline_ns; /* -1: not armed */
+    bool dead;
+};
+
+struct slot {
+    _Atomic(struct timer_gen *) cur; /* read inside an RCU section */
+};
+
+/* A thread that operates: a worker, a context's home thread, or the coordinator. */
+struct actor {
+    unsigned number;
+    char name[8];
+    int context;    /* index of the home thread's, else -1 */
+    uint64_t random;
+    struct log log;   /* its own thread */
+    struct log taken; /* handed over to the coordinator at the end of a round */
+    _Atomic(const char *) busy_with; /* what it is in, for the message when it does not return */
+    QEMUTimer *embedded_old[EMBEDDED_OLD]; /* released ones, filled with a pattern */
+    unsigned embedded_next;
+};
+
+struct options {
+    double seconds;
+    uint64_t seed;
+    unsigned threads, contexts, timers;
+    const char *monitor;
+    unsigned mix[OP_MIX_MAX];
+    unsigned mix_sum;
+    int plant; /* enum plant */
+    bool quiet;
+};
+
+/* Operations of a worker in one round. */
+#define ROUND_OPS 1000
+/* After this long without progress the run counts as stuck. */
+#define STUCK_SECONDS 30
+
+struct stress {
+    struct options opt;
+    int64_t clock_base_ns[QEMU_CLOCK_MAX]; /* what times are shown relative to */
+    unsigned nactors;
+    struct actor *actors; /* workers first, then the home threads, then the coordinator */
+    IOThread **iothreads;
+    AioContext **ctx;
+    struct slot *slots;
+    atomic_uint_fast64_t stamp;
+    atomic_uint gens;      /* number of the next life */
+    atomic_bool quiet_now; /* callbacks start no operations any more */
+};
+extern struct stress S;
+
+extern const char *const op_names[OP_MAX];
+uint64_t stress_random(struct actor *a);
+
+/* ---- stress_options.c ------------------------------------------------------------------------ */
+
+/* Fills @opt, or ends the program with status 2; --help and --list-plants end it with 0. */
+void options_parse(struct options *opt, int argc, char **argv);
+
+/* ---- stress_ops.c ---------------------------------------------------------------------------- */
+
+void ops_set_actor(struct actor *a);  /* on the thread itself */
+void ops_fill_slots(struct actor *a); /* makes the shared timers */
+void ops_run_one(struct actor *a);    /* a random operation of the mix, and a random delay */
+void ops_read_all(struct actor *a);   /* logs a read of every shared timer */
+void ops_free_all(struct actor *a);   /* logs a free of every shared timer */
+void ops_hand_over(struct actor *a);  /* ends the thread's part of a round */
+void ops_release_embedded(struct actor *a);
+int64_t ops_soonest_ns(struct timer_gen **ret_gen); /* until the soonest deadline, or INT64_MAX */
+void ops_timer_cb(void *opaque);
+void ops_log_firing(struct timer_gen *g); /* as if its callback had been called; home thread */
+bool gen_get(struct timer_gen *g);    /* false: it is being freed */
+void gen_put(struct actor *a, struct timer_gen *g);
+struct actor *ops_self(void);
+
+/* ---- stress_plant.c -------------------------------------------------------------------------- */
+
+enum plant {
+    PLANT_NONE,
+    PLANT_EARLY,
+    PLANT_TWICE,
+    PLANT_LOST,
+    PLANT_DEL_SYNC_NO_WAIT,
+    PLANT_TOUCH_FREED,
+    PLANT_MOVED_LATE,
+    PLANT_TOUCH_DEINIT,
+    PLANT_MAX
+};
+struct plant_info {
+    const char *name, *what;
+};
+extern const struct plant_info plants[PLANT_MAX];
+
+/* @units: the deadline in the timer's scale. */
+bool sut_mod(struct actor *a, struct timer_gen *g, int64_t units);
+bool sut_anticipate(struct actor *a, struct timer_gen *g, int64_t units);
+bool sut_del(struct timer_gen *g);
+int sut_del_sync(struct timer_gen *g);
+void sut_free(struct timer_gen *g);
+int sut_deinit(struct timer_gen *g, bool sync);
+void sut_after_deinit(struct actor *a, QEMUTimer *memory);
+void sut_after_callback(struct actor *a, struct timer_gen *g);
+
+/* ---- stress_oracle.c ------------------------------------------------------------------------- */
+
+/* One moment in a timer's log. */
+struct event {
+    enum event_type { EV_CALL, EV_RETURN, EV_EXIT } type;
+    uint64_t stamp;
+    const struct record *rec;
+};
+
+/* What the oracle found wrong. */
+struct violation {
+    const struct timer_gen *gen;
+    const struct event *events;
+    size_t count, at; /* events[at] is the first that no valid order explains */
+    const char *kind; /* "early", "lost" ... */
+    char text[256];
+};
+
+struct oracle_stats {
+    uint64_t ops[OP_MAX]; /* by kind */
+    uint64_t lives, undecided;
+    unsigned widest; /* most orders kept apart at once */
+};
+extern struct oracle_stats oracle_stats;
+
+/*
+ * Checks what one round logged of one timer, and leaves the state that follows in @g.  @records
+ * are in no order.  Returns false and fills @ret_why, which refers to memory that lives until the
+ * next call, when no valid order explains them.
+ */
+bool oracle_check(struct timer_gen *g, struct record *const *records, size_t count,
+                  struct violation *ret_why);
+
+/* ---- stress_report.c ------------------------------------------------------------------------- */
+
+/* Prints the operations around a violation and ends the program with status 1. */
+_Noreturn void report_violation(const struct violation *why);
+/* The same for what needs no order to be wrong. */
+_Noreturn void report_failure(const struct timer_gen *g, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+void report_summary(double seconds, uint64_t rounds, bool interrupted);
+
+#endif

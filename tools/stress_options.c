@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+/* aioctx-stress: its options.  A wrong one gets one line that says what was expected. */
+#include "stress.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *const mix_names[OP_MIX_MAX] = {
+    [OP_MOD] = "mod",   [OP_ANTICIPATE] = "anticipate",
+    [OP_DEL] = "del",   [OP_DEL_SYNC] = "del-sync",
+    [OP_FREE] = "free", [OP_EMBED] = "embed",           [OP_READ] = "read",
+};
+
+/* ---- Options --------------------------------------------------------------------------------- */
+
+static const char help[] =
+    "Usage: aioctx-stress [OPTION]...\n"
+    "Races timer operations of many threads on the timers of several iothreads and checks that a\n"
+    "valid order of them explains every result and every firing: never early, never twice for one\n"
+    "arming, never after timer_del_sync() returned, none lost, no freed timer touched.\n"
+    "\n"
+    "  -s, --seconds S    how long to run (10); a fraction is allowed\n"
+    "      --seed N       repeats the operations and the delays of each thread.  It does not\n"
+    "                     repeat how the threads interleave, which the machine decides (random)\n"
+    "  -t, --threads N    threads that operate, 1 to 30 (4)\n"
+    "  -c, --contexts N   iothreads that the timers belong to, 1 to 30 (2)\n"
+    "  -n, --timers N     timers that all threads share, 1 to 100000 (16)\n"
+    "      --monitor M    io_uring, ppoll, both (in turn), or auto: the library chooses (auto)\n"
+    "      --mix OP=W,... how often each operation is chosen, relative to the others; those not\n"
+    "                     named are not used.  (mod=40,anticipate=15,del=12,del-sync=8,free=5,\n"
+    "                     embed=10,read=10)\n"
+    "      --plant NAME   put a bug between the operations and the library; it must be found\n"
+    "      --list-plants  the bugs there are\n"
+    "  -q, --quiet        print nothing but the seed and violations\n"
+    "  -h, --help         this\n"
+    "\n"
+    "Exit status: 0 nothing wrong, also after Ctrl-C; 1 a violation, printed with the operations\n"
+    "around it; 2 a wrong option.\n";
+
+static _Noreturn void bad_option(const char *name, const char *value, const char *expected)
+{
+    fprintf(stderr, "aioctx-stress: --%s: '%s' is not %s\n", name, value, expected);
+    exit(2);
+}
+
+static uint64_t parse_number(const char *name, const char *s, uint64_t min, uint64_t max,
+                             const char *expected)
+{
+    char *end;
+    unsigned long long v;
+
+    errno = 0;
+    v = strtoull(s, &end, 0);
+    if (*s < '0' || *s > '9' || *end || errno || v < min || v > max) {
+        bad_option(name, s, expected);
+    }
+    return v;
+}
+
+static double parse_seconds(const char *s)
+{
+    char *end;
+    double v = strtod(s, &end);
+
+    if (end == s || *end || !(v > 0 && v <= 1e7)) {
+        bad_option("seconds", s, "a number of seconds above 0 and up to 10000000");
+    }
+    return v;
+}
+
+static void parse_mix(struct options *opt, const char *value)
+{
+    static const char expected[] = "a list like mod=40,del=12; the operations are mod, anticipate, "
+                                   "del, del-sync, free, embed and read, weights 0 to 1000";
+    char *copy = strdup(value), *save = NULL;
+
+    if (!copy) {
+        exit(1);
+    }
+    memset(opt->mix, 0, sizeof(opt->mix));
+    for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+        char *eq = strchr(item, '=');
+        unsigned kind = 0;
+
+        if (!eq) {
+            bad_option("mix", value, expected);
+        }
+        *eq = '\0';
+        while (kind < OP_MIX_MAX && strcmp(item, mix_names[kind])) {
+            kind++;
+        }
+        if (kind == OP_MIX_MAX) {
+            bad_option("mix", value, expected);
+        }
+        opt->mix[kind] = (unsigned)parse_number("mix", eq + 1, 0, 1000, "a weight from 0 to 1000");
+    }
+    free(copy);
+}
+
+static void parse_monitor(struct options *opt, const char *s)
+{
+    if (strcmp(s, "io_uring") && strcmp(s, "ppoll") && strcmp(s, "both") && strcmp(s, "auto")) {
+        bad_option("monitor", s, "io_uring, ppoll, both or auto");
+    }
+    opt->monitor = s;
+}
+
+static void parse_plant(struct options *opt, const char *s)
+{
+    for (int i = 1; i < PLANT_MAX; i++) {
+        if (!strcmp(s, plants[i].name)) {
+            opt->plant = i;
+            return;
+        }
+    }
+    bad_option("plant", s, "a planted bug; --list-plants shows them");
+}
+
+static _Noreturn void list_plants(void)
+{
+    for (int i = 1; i < PLANT_MAX; i++) {
+        printf("%-18s %s\n", plants[i].name, plants[i].what);
+    }
+    exit(0);
+}
+
+static void parse_option(struct options *opt, int c)
+{
+    switch (c) {
+    case 's':
+        opt->seconds = parse_seconds(optarg);
+        break;
+    case 'S':
+        opt->seed = parse_number("seed", optarg, 0, UINT64_MAX, "a whole number");
+        break;
+    case 't':
+        opt->threads = (unsigned)parse_number("threads", optarg, 1, STRESS_ACTORS_MAX,
+                                               "a number from 1 to 30");
+        break;
+    case 'c':
+        opt->contexts = (unsigned)parse_number("contexts", optarg, 1, STRESS_ACTORS_MAX,
+                                                "a number from 1 to 30");
+        break;
+    case 'n':
+        opt->timers = (unsigned)parse_number("timers", optarg, 1, 100000,
+                                              "a number from 1 to 100000");
+        break;
+    case 'M':
+        parse_monitor(opt, optarg);
+        break;
+    case 'x':
+        parse_mix(opt, optarg);
+        break;
+    case 'p':
+        parse_plant(opt, optarg);
+        break;
+    case 'L':
+        list_plants();
+    case 'q':
+        opt->quiet = true;
+        break;
+    case 'h':
+        fputs(help, stdout);
+        exit(0);
+    default: /* getopt has said what is wrong */
+        fprintf(stderr, "aioctx-stress: --help shows the options\n");
+        exit(2);
+    }
+}
+
+void options_parse(struct options *opt, int argc, char **argv)
+{
+    static const struct option options[] = {
+        { "seconds", required_argument, NULL, 's' },  { "seed", required_argument, NULL, 'S' },
+        { "threads", required_argument, NULL, 't' },  { "contexts", required_argument, NULL, 'c' },
+        { "timers", required_argument, NULL, 'n' },   { "monitor", required_argument, NULL, 'M' },
+        { "mix", required_argument, NULL, 'x' },      { "plant", required_argument, NULL, 'p' },
+        { "list-plants", no_argument, NULL, 'L' },    { "quiet", no_argument, NULL, 'q' },
+        { "help", no_argument, NULL, 'h' },           { NULL, 0, NULL, 0 },
+    };
+    int c;
+
+    *opt = (struct options){
+        .seconds = 10, .threads = 4, .contexts = 2, .timers = 16, .monitor = "auto",
+        .seed = ((uint64_t)time(NULL) << 20) ^ (uint64_t)getpid(),
+        .mix = { [OP_MOD] = 40, [OP_ANTICIPATE] = 15, [OP_DEL] = 12, [OP_DEL_SYNC] = 8,
+                 [OP_FREE] = 5, [OP_EMBED] = 10, [OP_READ] = 10 },
+    };
+    while ((c = getopt_long(argc, argv, "s:t:c:n:qh", options, NULL)) != -1) {
+        parse_option(opt, c);
+    }
+    if (optind < argc) {
+        fprintf(stderr, "aioctx-stress: unexpected argument '%s'; --help shows the options\n",
+                argv[optind]);
+        exit(2);
+    }
+    for (unsigned i = 0; i < OP_MIX_MAX; i++) {
+        opt->mix_sum += opt->mix[i];
+    }
+    if (opt->mix_sum == 0) {
+        fprintf(stderr, "aioctx-stress: --mix: all weights are 0; one at least must not be\n");
+        exit(2);
+    }
+}
