@@ -293,8 +293,7 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
     if (h->armed) { /* should it have completed meanwhile, the next arming takes the new events */
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
-        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, (uintptr_t)&h->ready, h->events,
-                                  IORING_POLL_UPDATE_EVENTS);
+        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events, IORING_POLL_UPDATE_EVENTS);
         queue_own(m, sqe, NULL);
     } else if (!h->rearm && !h->queued) {
         list_to_arm(m, h);

@@ -61,6 +61,9 @@ static void dispatch(CqeHandler *ready)
         h->busy++;
         /* Before the callbacks, so that a nested poll sees what they leave. */
         ctx->mon->rewatch(ctx, h);
+        if (ready->res == -ECANCELED) {
+            revents = 0; /* a change of events that some kernels carry out by ending the poll */
+        }
         if (h->io_read && (revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP | POLLPRI))) {
             count_own(&ctx->stats.fd_events, 1);
             call_handler(h, h->io_read);

@@ -30,20 +30,20 @@ enum bench_metric {
 struct bench_row;
 
 struct bench {
-    const char *name;      /* the program's, and "bench" in the JSON */
-    unsigned threads;      /* --threads; 0: not given */
-    unsigned runs;         /* --runs */
-    unsigned run_ms;       /* --run-ms: about how long one run of one implementation lasts */
-    bool smoke;            /* --smoke */
-    bool pin;              /* --pin */
-    FILE *json;            /* --json */
-    uint64_t checksum;     /* of the work done; printed, so that none is optimised away */
-    unsigned failed;       /* checks */
+    const char *name;  /* the program's, and "bench" in the JSON */
+    unsigned threads;  /* --threads; 0: not given */
+    unsigned runs;     /* --runs */
+    unsigned run_ms;   /* --run-ms: about how long one run of one implementation lasts */
+    bool smoke;        /* --smoke */
+    bool pin;          /* --pin */
+    FILE *json;        /* --json */
+    uint64_t checksum; /* of the work done; printed, so that none is optimised away */
+    unsigned failed;   /* checks */
     struct bench_row *rows, **rows_end;
 };
 
-/* An option of one program: "--name ARG" or, where arg is NULL, "--name", which sets *value to "".  Help NULL:
- * not for people, and not shown. */
+/* An option of one program: "--name ARG" or, where arg is NULL, "--name", which sets *value to "".
+ * Help NULL: not for people, and not shown. */
 struct bench_opt {
     const char *name, *arg, *help;
     const char **value;
@@ -92,11 +92,12 @@ unsigned bench_cpus(void);
 /* Pins the calling thread to one of them, counted from 0 and around. */
 void bench_pin(unsigned index);
 
-/* Runs @fn(index, @arg) on @threads threads, pinned one to a processor when @pin, until all return. */
+/* Runs @fn(index, @arg) on @threads threads, each pinned to a processor of its own when @pin, and
+ * waits for all. */
 void bench_threads(unsigned threads, bool pin, void (*fn)(unsigned index, void *arg), void *arg);
 
-/* For what one thread writes all the time and another one must not share a cache line, nor a pair of
- * them, with. */
+/* For what one thread writes all the time: no other thread's data may share its cache line, nor the
+ * pair of lines that processors fetch together. */
 #define BENCH_ALIGN 128
 
 /* Zeroed memory so aligned, or ends the program.  @bytes is rounded up. */
@@ -149,7 +150,7 @@ void bench_sample(struct bench_row *row, enum bench_metric metric, double value)
  * implementation, and of aioctx to this implementation. */
 void bench_print(struct bench *b, const char *case_name, enum bench_metric metric);
 
-/* Writes the JSON lines and the closing line, and returns the exit status: 1 after a failed check. */
+/* Writes the JSON lines and the closing line; returns the exit status, 1 after a failed check. */
 int bench_finish(struct bench *b);
 
 #endif

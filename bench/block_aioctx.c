@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* block_bench on aioctx: iothreads that issue reads on one backend, each from the last one's callback. */
+/* block_bench on aioctx: iothreads that read from one backend, each read issued by the callback of
+ * the one before. */
 #include "block_load.h"
 
 #include <aioctx/block.h>

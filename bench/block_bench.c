@@ -26,10 +26,14 @@
 #define FILE_BLOCKS_MAX (64 * 1024 * 1024 / BLOCK_BYTES)
 #define FILE_BLOCKS_SMOKE (1024 * 1024 / BLOCK_BYTES)
 
-static const char *const case_names[] = {"null", "null-deadline", "null-scaling", "file",
-                                         "file-deadline", NULL};
+static const char *const case_names[] = {"null", "null-deadline", "null-scaling",
+                                         "file", "file-deadline", NULL};
 
-enum side { AIOCTX, PROCESSES, LIBURING };
+enum side {
+    AIOCTX,
+    PROCESSES,
+    LIBURING
+};
 
 /* One case with one number of threads. */
 struct job {

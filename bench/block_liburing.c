@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * block_bench's peer: the plain loop that one writes with liburing.  Its ring has the flags, size
- * and registrations of a context's ring; files and buffers are registered on neither side.  A deadline
- * here is a timeout linked to each read.
+ * and registrations of a context's ring; files and buffers are registered on neither side.  A
+ * deadline here is a timeout linked to each read.
  */
 #include "block_load.h"
 #include "ring.h"
@@ -47,7 +47,8 @@ static void reap(struct loop *p)
 {
     struct io_uring_cqe *cqe;
     unsigned head, seen = 0;
-    io_uring_for_each_cqe(&p->ring, head, cqe) {
+    io_uring_for_each_cqe(&p->ring, head, cqe)
+    {
         seen++;
         p->in_flight--;
         if (cqe->user_data == TIMEOUT_DATA) {
@@ -94,11 +95,11 @@ static void run_thread(unsigned index, void *opaque)
     p->load = &job->loads[index];
     p->fd = job->fd;
     p->deadline.tv_sec = DEADLINE_NS / 1000000000;
-    if (bench_ring_init(&p->ring, RING_ENTRIES, NULL)) {
+    if (bench_ring_init(&p->ring, RING_ENTRIES)) {
         atomic_store(&job->cannot, true);
     } else {
         loop_run(p);
-        io_uring_queue_exit(&p->ring);
+        bench_ring_exit(&p->ring);
     }
     free(bufs);
     free(p);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The load that every side of block_bench carries: 4 KiB reads, a fixed number of them in flight. */
+/* The load that every side of block_bench carries: 4 KiB reads, a fixed number in flight. */
 #ifndef BENCH_BLOCK_LOAD_H
 #define BENCH_BLOCK_LOAD_H
 
@@ -18,8 +18,8 @@ struct load {
     const uint64_t *expect; /* the first word of each block; NULL: zero */
     uint64_t random;
 
-    /* Result.  The span ends, and ops stops counting, when the time is over; the reads that are still
-     * in flight then are waited for and checked, too. */
+    /* Result.  The span ends, and ops stops counting, when the time is over; the reads that are
+     * still in flight then are waited for and checked, too. */
     uint64_t ops;
     struct bench_span span;
     uint64_t failed; /* reads that ended with an error or held something else */
@@ -75,7 +75,7 @@ bool liburing_run(int fd, unsigned threads, bool pin, struct load *loads);
 
 /* ---- Independent processes ------------------------------------------------------------------- */
 
-/* One run of the null driver in @nr processes of one iothread each, which start when all are ready. */
+/* One run of the null driver in @nr processes of one iothread each, which start together. */
 void processes_run(unsigned nr, bool pin, struct load *loads);
 
 /* The whole of such a process; @index as text. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * block_bench's independent processes: this program again, once for each iothread of the other side,
- * with an iothread and a null backend of its own.  A child says when it has warmed up, starts when
- * it is told to, and prints its result; it ends when its standard input does.
+ * block_bench's independent processes: this program again, once for each iothread of the other
+ * side, with an iothread and a null backend of its own.  A child says when it has warmed up, starts
+ * when it is told to, and prints its result; it ends when its standard input does.
  */
 #include "block_load.h"
 
@@ -33,8 +33,8 @@ static void exec_child(unsigned index, uint64_t run_ns, unsigned depth, bool pin
     snprintf(index_text, sizeof(index_text), "%u", index);
     snprintf(ms_text, sizeof(ms_text), "%llu", (unsigned long long)(run_ns / 1000000));
     snprintf(depth_text, sizeof(depth_text), "%u", depth);
-    char *argv[] = {"block_bench", "--child", index_text, "--run-ms", ms_text,
-                    "--depth", depth_text, pin ? "--pin" : NULL, NULL};
+    char *argv[] = {"block_bench", "--child",  index_text,           "--run-ms", ms_text,
+                    "--depth",     depth_text, pin ? "--pin" : NULL, NULL};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (dup2(in, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0) {
         execv("/proc/self/exe", argv);

@@ -2,8 +2,8 @@
 /*
  * notify_bench: what does it cost to wake another thread, beside the kernel's own means?
  *
- *   roundtrip           two contexts on two processors pass a bottom half to and fro; one operation is
- *                       one round trip: two wake-ups of a sleeping thread
+ *   roundtrip           two contexts on two processors pass a bottom half to and fro; one operation
+ *                       is one round trip: two wake-ups of a sleeping thread
  *   roundtrip-same-cpu  the same on one processor: no idle processor has to be woken, so that
  *                       the software's share shows
  *   notify-awake        one operation is one aio_notify() to a loop that is awake, in a callback;

@@ -7,15 +7,15 @@
 
 /* One run of round trips between two threads, and its result. */
 struct ping_pong {
-    _Alignas(BENCH_ALIGN) unsigned cpu[2]; /* where the two threads are pinned, as bench_pin() counts */
-    uint64_t run_ns;    /* how long to go on */
-    uint64_t *samples;  /* latencies of round trips, the first samples_max of them */
+    _Alignas(BENCH_ALIGN) uint64_t run_ns; /* how long to go on */
+    unsigned cpu[2];   /* where the two threads are pinned, as bench_pin() counts */
+    uint64_t *samples; /* latencies of round trips, the first samples_max of them */
     size_t samples_max;
     size_t nr_samples;
     uint64_t trips;
-    uint64_t wall_ns;   /* of all trips */
-    uint64_t cpu_ns;    /* of both threads */
-    bool failed;        /* a trip was lost or doubled */
+    uint64_t wall_ns; /* of all trips */
+    uint64_t cpu_ns;  /* of both threads */
+    bool failed;      /* a trip was lost or doubled */
 };
 
 /* On the pinging thread, at the end of trip number pp->trips; @begin_ns: of the whole run. */

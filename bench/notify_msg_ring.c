@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* notify_bench's peer msg-ring: two threads, a ring each, that send each other messages; sending and
- * waiting are one system call. */
+/* notify_bench's peer msg-ring: two threads, a ring each, that send each other messages; sending
+ * and waiting are one system call. */
 #include "notify_impl.h"
 #include "ring.h"
 
 #include <errno.h>
 #include <string.h>
 
-enum { SENT = 1, RECEIVED = 2 };
+enum {
+    SENT = 1,
+    RECEIVED = 2
+};
 
 struct msg_ring_state {
     struct io_uring ring[2];
@@ -18,7 +21,7 @@ struct msg_ring_state {
 static bool msg_ring_open(void *state, int me)
 {
     struct msg_ring_state *s = state;
-    if (bench_ring_init(&s->ring[me], 8, NULL)) {
+    if (bench_ring_init(&s->ring[me], 8)) {
         return false;
     }
     s->open[me] = true;
@@ -33,7 +36,7 @@ static void msg_ring_close(void *state, int me)
 {
     struct msg_ring_state *s = state;
     if (s->open[me]) {
-        io_uring_queue_exit(&s->ring[me]);
+        bench_ring_exit(&s->ring[me]);
     }
 }
 

@@ -58,7 +58,7 @@ static void libev_refresh(struct timer_loop *base)
     ev_now_update(((struct libev_loop *)base)->ev);
 }
 
-/* ev_timer_again() takes the delay from `repeat`, which is then cleared, as the timer is to fire once. */
+/* ev_timer_again() takes the delay from `repeat`, which is then cleared: the timer fires once. */
 static void libev_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
     struct libev_loop *loop = (struct libev_loop *)base;

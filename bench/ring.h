@@ -5,8 +5,10 @@
 
 #include <liburing.h>
 
-/* Makes @ring for the calling thread, dropping flags that the kernel does not take; tells the flags
- * it has.  Returns 0 or -errno. */
-int bench_ring_init(struct io_uring *ring, unsigned entries, unsigned *ret_flags);
+/* Makes @ring for the calling thread, dropping flags that the kernel does not take.
+ * Returns 0 or -errno. */
+int bench_ring_init(struct io_uring *ring, unsigned entries);
+
+void bench_ring_exit(struct io_uring *ring);
 
 #endif

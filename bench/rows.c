@@ -25,14 +25,10 @@ struct bench_row {
 static const struct {
     const char *name, *unit;
 } metrics[BENCH_METRICS] = {
-    [BENCH_NS_PER_OP] = {"ns_per_op", "ns"},
-    [BENCH_CPU_NS_PER_OP] = {"cpu_ns_per_op", "ns"},
-    [BENCH_OPS_PER_S] = {"ops_per_s", "1/s"},
-    [BENCH_P50_NS] = {"p50_ns", "ns"},
-    [BENCH_P99_NS] = {"p99_ns", "ns"},
-    [BENCH_P999_NS] = {"p999_ns", "ns"},
-    [BENCH_MAX_NS] = {"max_ns", "ns"},
-    [BENCH_BYTES] = {"bytes", "B"},
+    [BENCH_NS_PER_OP] = {"ns_per_op", "ns"},  [BENCH_CPU_NS_PER_OP] = {"cpu_ns_per_op", "ns"},
+    [BENCH_OPS_PER_S] = {"ops_per_s", "1/s"}, [BENCH_P50_NS] = {"p50_ns", "ns"},
+    [BENCH_P99_NS] = {"p99_ns", "ns"},        [BENCH_P999_NS] = {"p999_ns", "ns"},
+    [BENCH_MAX_NS] = {"max_ns", "ns"},        [BENCH_BYTES] = {"bytes", "B"},
 };
 
 static struct bench_row *get_row(struct bench *b, const struct bench_row *key)
@@ -149,8 +145,8 @@ static double value_of(const struct bench_row *row, enum bench_metric metric)
 }
 
 /* Of @a to @b, run by run where they ran side by side; returns whether there is one. */
-static bool ratio_of(const struct bench_row *a, const struct bench_row *b,
-                     enum bench_metric metric, double *ret_ratio)
+static bool ratio_of(const struct bench_row *a, const struct bench_row *b, enum bench_metric metric,
+                     double *ret_ratio)
 {
     const struct samples *sa = &a->samples[metric], *sb = &b->samples[metric];
     if (!sa->nr || !sb->nr) {

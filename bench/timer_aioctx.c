@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* timer_bench on aioctx: embedded timers on the REALTIME list of a group, run by the list's runner. */
+/* timer_bench on aioctx: embedded timers on the REALTIME list of a group. */
 #include "timer_impl.h"
 
 #include <aioctx/rcu.h>

@@ -9,8 +9,8 @@
  *   fire        n timers armed and due; one operation is one of them fired by the runner
  *   size        bytes of one timer
  *
- * Every thread has loops of its own and does the same.  Now is read once per batch of operations, as a
- * loop does once per iteration.  Afterwards all timers are fired once and counted.
+ * Every thread has loops of its own and does the same.  Now is read once per batch of operations,
+ * as a loop does once per iteration.  Afterwards all timers are fired once and counted.
  */
 #include "bench.h"
 #include "timer_impl.h"
@@ -29,8 +29,8 @@
 #define CHURN_LEAST_NS (3600 * 1000 * MS_NS)
 #define CHURN_SPREAD_NS ((UINT64_C(1) << 40) - 1)
 
-/* Deadlines for firing lie 1 to 5 ms ahead.  Some libraries read a coarse clock, which is up to 10 ms
- * behind: after this long all are due. */
+/* Deadlines for firing lie 1 to 5 ms ahead.  Some libraries read a coarse clock, which is up to 10
+ * ms behind: after this long all are due. */
 #define FIRE_LEAST_NS MS_NS
 #define FIRE_SPREAD_NS (4 * MS_NS)
 #define FIRE_WAIT_NS (17 * MS_NS)
@@ -57,7 +57,11 @@ static const struct timer_impl *const impls[] = {
 };
 #define IMPLS (sizeof(impls) / sizeof(impls[0]))
 
-enum timer_case { CHURN, IO_TIMEOUT, FIRE };
+enum timer_case {
+    CHURN,
+    IO_TIMEOUT,
+    FIRE
+};
 static const char *const case_names[] = {"churn", "io-timeout", "fire", NULL};
 
 /* What one thread holds of one implementation. */
@@ -66,7 +70,7 @@ struct side {
     struct timer_loop *loops[FIRE_LOOPS_MAX];
     unsigned nr_loops;
     uint32_t n;
-    uint32_t next;   /* io-timeout: the timer to arm; the one after it is the oldest */
+    uint32_t next; /* io-timeout: the timer to arm; the one after it is the oldest */
     uint64_t random;
     uint64_t ops;    /* of one run */
     uint64_t expect; /* timers that ought to have fired, in each loop */
@@ -357,8 +361,8 @@ int main(int argc, char **argv)
     bench_check_list("--impl", impl_list, known);
     bench_check_list("--case", case_list, case_names);
     uint32_t sizes[SIZES_MAX];
-    unsigned nr_sizes =
-        parse_sizes(n_list ? n_list : b.smoke ? "100,1000" : "100,1000,10000,100000", sizes);
+    const char *usual = b.smoke ? "100,1000" : "100,1000,10000,100000";
+    unsigned nr_sizes = parse_sizes(n_list ? n_list : usual, sizes);
 
     for (int c = CHURN; c <= FIRE; c++) {
         if (!bench_listed(case_list, case_names[c])) {

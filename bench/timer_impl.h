@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The delay in the case io-timeout.  A library with a special way for many equal timeouts may use it. */
+/* The delay in the case io-timeout.  A library with a special way for equal timeouts may use it. */
 #define IO_TIMEOUT_NS (30 * UINT64_C(1000000000))
 
 /* The head of every loop; the callbacks count here. */

@@ -120,7 +120,7 @@ static void take_limits(BlockBackend *blk)
     drv->get_limits(blk->drv_state, l);
     must(is_power_of_2(l->request_alignment) && is_power_of_2(l->memory_alignment));
     must(l->max_transfer % l->request_alignment == 0 && l->max_transfer > 0 && l->max_iov > 0);
-    must(l->request_alignment <= BLK_BOUNCE_MAX);
+    must(l->request_alignment <= BLK_ALIGN_MAX);
     blk->length = drv->getlength(blk->drv_state);
     must(blk->length >= 0);
     blk->align_mask = l->request_alignment - 1;

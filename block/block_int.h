@@ -181,6 +181,8 @@ struct BlockBackend {
 
 /* The longest bounce buffer; longer requests take turns in it. */
 #define BLK_BOUNCE_MAX (1u << 20)
+/* The largest request_alignment: what the shared buffer of zeroes holds. */
+#define BLK_ALIGN_MAX 65536
 /* Requests called back in one run of the bottom half, so that timers and fds get their turn. */
 #define BLK_FINISH_BUDGET 64
 /* Passes of the loop that a cancel gets before a request detaches: one submits it, one reaps it. */

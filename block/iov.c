@@ -51,6 +51,9 @@ static void copy(const BlockAIOCB *req, char *buf, uint64_t bytes, bool to_vecto
         const struct iovec *v = &req->qiov->iov[i];
         uint64_t n = v->iov_len - off < bytes ? v->iov_len - off : bytes;
 
+        if (n == 0) {
+            continue; /* an empty buffer may be NULL, which memcpy() must not see */
+        }
         if (to_vector) {
             memcpy((char *)v->iov_base + off, buf, n);
         } else {

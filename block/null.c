@@ -61,7 +61,9 @@ static void null_finish(BlkPiece *piece)
 
     if (piece->op == BLK_OP_READ) {
         for (int i = 0; i < piece->niov; i++) {
-            memset(piece->iov[i].iov_base, 0, piece->iov[i].iov_len);
+            if (piece->iov[i].iov_len > 0) {
+                memset(piece->iov[i].iov_base, 0, piece->iov[i].iov_len);
+            }
         }
     }
     blk_piece_done(piece, moves ? (int64_t)piece->bytes : 0);

@@ -22,7 +22,7 @@
 #include <string.h>
 
 /* Fallback zeroes: all entries are the same buffer. */
-#define ZERO_BUF_BYTES 65536
+#define ZERO_BUF_BYTES BLK_ALIGN_MAX
 #define ZERO_IOV_MAX 16
 static const uint8_t zero_buf[ZERO_BUF_BYTES] __attribute__((aligned(4096)));
 #define Z {(void *)zero_buf, ZERO_BUF_BYTES}
@@ -107,10 +107,11 @@ static int next_read(BlockAIOCB *req, int64_t cur, uint64_t left)
     uint64_t n = min_u64(left, (uint64_t)(limit - cur));
 
     if (!blk->detach && !(cur & (int64_t)blk->align_mask) && (!tail || cur + (int64_t)n == limit)) {
-        n = blk_iov_direct(req, min_u64(n, blk->limits.max_transfer), !tail);
-        if (n > 0) {
-            note_split(req, n);
-            return make(req, BLK_PIECE_DIRECT, BLK_OP_READ, cur, n);
+        uint64_t direct = blk_iov_direct(req, min_u64(n, blk->limits.max_transfer), !tail);
+
+        if (direct > 0 && (!tail || direct == n)) { /* the tail goes whole */
+            note_split(req, direct);
+            return make(req, BLK_PIECE_DIRECT, BLK_OP_READ, cur, direct);
         }
     }
     int64_t start = unit_start(blk, cur);
@@ -166,7 +167,7 @@ static int next_write(BlockAIOCB *req, int64_t cur, uint64_t left)
     whole = min_u64(whole, blk->limits.max_transfer);
     if (!blk->detach) {
         n = blk_iov_direct(req, whole, cur < blk->tail);
-        if (n > 0) {
+        if (n > 0 && (cur < blk->tail || n == whole)) { /* the tail goes whole */
             note_split(req, n);
             return make(req, BLK_PIECE_DIRECT, BLK_OP_WRITE, cur, n);
         }

@@ -288,6 +288,9 @@ int64_t MemDisk::Perform(BlkPiece *p)
     for (int i = 0; left > 0; i++) {
         size_t n = std::min<uint64_t>(left, p->iov[i].iov_len);
 
+        if (n == 0) {
+            continue;
+        }
         if (p->op == BLK_OP_READ) {
             memcpy(p->iov[i].iov_base, at + moved, n);
         } else {

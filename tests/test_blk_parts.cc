@@ -18,7 +18,8 @@
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace
+{
 
 /* ---- Checksum -------------------------------------------------------------------------------- */
 
@@ -72,7 +73,9 @@ constexpr int64_t kRegionOffset = 1 << 20;
 class Verify : public testing::Test
 {
 protected:
-    Verify() : disk(kBlockBytes * kBlocks) {}
+    Verify() : disk(kBlockBytes * kBlocks)
+    {
+    }
     ~Verify() override
     {
         verify_region_destroy(&region);
@@ -80,7 +83,8 @@ protected:
     void Open(verify_initial initial, uint64_t run_id = 77)
     {
         verify_region_destroy(&region);
-        ASSERT_EQ(verify_region_init(&region, kRegionOffset, kBlockBytes, kBlocks, run_id, initial), 0);
+        ASSERT_EQ(verify_region_init(&region, kRegionOffset, kBlockBytes, kBlocks, run_id, initial),
+                  0);
     }
     char *Block(uint64_t block)
     {
@@ -140,7 +144,8 @@ TEST_F(Verify, MismatchSaysWhatWasExpectedAndFound)
     Block(1)[600] ^= 1;
     ASSERT_EQ(Check(1), VERIFY_BAD);
     EXPECT_STREQ(mismatch.expected, "generation 1");
-    EXPECT_NE(strstr(mismatch.found, "a damaged pattern (offset 1053184, generation 1 of this run"), nullptr)
+    EXPECT_NE(strstr(mismatch.found, "a damaged pattern (offset 1053184, generation 1 of this run"),
+              nullptr)
         << mismatch.found;
     EXPECT_NE(strstr(mismatch.found, "first bytes 61 69 6f 63 74 78"), nullptr) << mismatch.found;
     memset(Block(1), 0xab, kBlockBytes);
@@ -169,7 +174,8 @@ TEST_F(Verify, MisplacedAndSwappedBlocksAreFound)
     EXPECT_EQ(Check(0), VERIFY_BAD);
     EXPECT_NE(strstr(mismatch.found, "misplaced"), nullptr) << mismatch.found;
     memcpy(Block(2), Block(0), kBlockBytes);
-    EXPECT_EQ(Check(2), VERIFY_BAD) << "even where nothing is known, our pattern of another place is wrong";
+    EXPECT_EQ(Check(2), VERIFY_BAD)
+        << "even where nothing is known, our pattern of another place is wrong";
 }
 
 TEST_F(Verify, TimedOutWriteMayLeaveOldNewOrBothBySector)
@@ -266,7 +272,8 @@ TEST_F(Verify, WipedBufferHoldsNoPattern)
 
 TEST(Schedule, ThreadsTogetherHaveTheExactMomentsOfTheTotalRate)
 {
-    for (uint64_t rate : {uint64_t{1}, uint64_t{3}, uint64_t{7919}, uint64_t{20000}, uint64_t{1000000000}}) {
+    for (uint64_t rate :
+         {uint64_t{1}, uint64_t{3}, uint64_t{7919}, uint64_t{20000}, uint64_t{1000000000}}) {
         constexpr unsigned kThreads = 3;
         for (unsigned thread = 0; thread < kThreads; thread++) {
             struct blk_schedule s;
@@ -375,12 +382,14 @@ TEST(Json, StringsAreEscaped)
               "\"a\\\"b\\\\c\\u000a\\u0001\\u007f/\xc3\xa9\"");
     /* A lone byte, an overlong form, a surrogate, one beyond Unicode, one cut short. */
     EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xff"); }), "\"\\ufffd\"");
-    EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xc0\xaf"); }), "\"\\ufffd\\ufffd\"");
+    EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xc0\xaf"); }),
+              "\"\\ufffd\\ufffd\"");
     EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xed\xa0\x80"); }),
               "\"\\ufffd\\ufffd\\ufffd\"");
     EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xf4\x90\x80\x80"); }),
               "\"\\ufffd\\ufffd\\ufffd\\ufffd\"");
-    EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "x\xe2\x82"); }), "\"x\\ufffd\\ufffd\"");
+    EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "x\xe2\x82"); }),
+              "\"x\\ufffd\\ufffd\"");
     EXPECT_EQ(Json([](struct json *j) { json_string(j, nullptr, "\xf0\x9f\x98\x80"); }),
               "\"\xf0\x9f\x98\x80\"");
 }

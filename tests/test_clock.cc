@@ -4,6 +4,7 @@
 
 #include <climits>
 #include <memory>
+#include <thread>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,7 +26,7 @@ protected:
     }
 };
 
-/* ---- Time ------------------------------------------------------------------------------------- */
+/* ---- Time ------------------------------------------------------------------------------------ */
 
 TEST_F(Clock, RealtimeIsMonotonicTime)
 {
@@ -66,7 +67,7 @@ TEST_F(Clock, EveryClockIsUsedForDeadlines)
     }
 }
 
-/* ---- Sources ---------------------------------------------------------------------------------- */
+/* ---- Sources --------------------------------------------------------------------------------- */
 
 TEST_F(Clock, SourceCanBeReplacedAndRestored)
 {
@@ -147,7 +148,7 @@ TEST_F(Clock, SourceIsNotCalledAfterAGracePeriod)
     });
 }
 
-/* ---- VIRTUAL ---------------------------------------------------------------------------------- */
+/* ---- VIRTUAL --------------------------------------------------------------------------------- */
 
 TEST_F(Clock, VirtualRunsOnlyBetweenStartAndStopAndContinues)
 {
@@ -254,6 +255,46 @@ TEST_F(Clock, VirtualNeverGoesBackwardsForReaders)
     EXPECT_EQ(backwards, 0) << "ns";
 }
 
+/* A source that is slow on the thread that stops VIRTUAL, and moves on meanwhile for others. */
+struct SlowSource {
+    std::thread::id slow;
+    std::atomic<int64_t> now{ 0 };
+    std::atomic<bool> reading{ false };
+
+    static int64_t Read(void *opaque)
+    {
+        SlowSource *s = static_cast<SlowSource *>(opaque);
+
+        if (std::this_thread::get_id() != s->slow) {
+            return s->now;
+        }
+        s->reading = true;
+        usleep(20000);
+        return 1000;
+    }
+};
+
+TEST_F(Clock, NoReadingIsPastTheStop)
+{
+    SlowSource source;
+    int64_t seen = 0, stopped;
+
+    ASSERT_EQ(qemu_clock_set_source(QEMU_CLOCK_REALTIME, SlowSource::Read, &source), 0);
+    cpu_enable_ticks();
+    source.now = 2000;
+    source.slow = std::this_thread::get_id();
+    std::thread reader([&] {
+        WaitUntil([&] { return source.reading.load(); });
+        seen = cpu_get_clock();
+    });
+    cpu_disable_ticks();
+    reader.join();
+    stopped = cpu_get_clock();
+    EXPECT_LE(seen, stopped);
+    qemu_clock_set_source(QEMU_CLOCK_REALTIME, nullptr, nullptr);
+    aio_synchronize_rcu();
+}
+
 /* A loop that waits for VIRTUAL wakes when it is started. */
 class ClockOnMonitor : public testing::TestWithParam<const char *>
 {
@@ -285,7 +326,7 @@ TEST_P(ClockOnMonitor, SleepingLoopsSeeStartAndSteps)
     EXPECT_EQ(timer_del_sync(w), 0);
 }
 
-/* ---- Timeouts --------------------------------------------------------------------------------- */
+/* ---- Timeouts -------------------------------------------------------------------------------- */
 
 TEST(Timeout, SoonestTreatsNegativeAsNone)
 {

@@ -9,7 +9,8 @@
 #include <algorithm>
 #include <gtest/gtest.h>
 
-namespace {
+namespace
+{
 
 std::unique_ptr<hist> NewHist()
 {
@@ -81,7 +82,8 @@ TEST(Hist, PercentilesAreWithinOneCounterOfTheExactOnes)
     }
     EXPECT_EQ(hist_total(h.get()), values.size());
     for (unsigned per_100k : {1u, 1000u, 50000u, 90000u, 99000u, 99900u, 99999u}) {
-        uint64_t exact = ExactPercentile(values, per_100k), got = hist_percentile(h.get(), per_100k);
+        uint64_t exact = ExactPercentile(values, per_100k),
+                 got = hist_percentile(h.get(), per_100k);
         EXPECT_GE(got, exact) << per_100k;
         EXPECT_LE(got, exact + exact / 128) << per_100k;
     }

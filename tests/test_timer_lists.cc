@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Lists and groups on one thread: passes, notification, deadlines, walking, the main loop's group. */
+/* Lists and groups on one thread: passes, notification, deadlines, walking, the main group. */
 #include "support.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ protected:
     std::vector<int> order;
 };
 
-/* ---- Passes ----------------------------------------------------------------------------------- */
+/* ---- Passes ---------------------------------------------------------------------------------- */
 
 TEST_F(TimerList, WhatACallbackArmsWaitsForTheNextPassHoweverLate)
 {
@@ -177,7 +177,7 @@ TEST_F(TimerList, TimerMayBeFreedBelowItsOwnCallback)
     aio_rcu_barrier(); /* for AddressSanitizer: freed once */
 }
 
-/* ---- Notification ----------------------------------------------------------------------------- */
+/* ---- Notification ---------------------------------------------------------------------------- */
 
 TEST_F(TimerList, NotifiesOnlyWhenTheHeadMovesEarlier)
 {
@@ -256,7 +256,7 @@ TEST(TimerListNotify, ComesWithoutTheListsLockInsideAReadSection)
     aio_synchronize_rcu();
 }
 
-/* ---- Deadlines -------------------------------------------------------------------------------- */
+/* ---- Deadlines ------------------------------------------------------------------------------- */
 
 TEST_F(TimerList, DeadlineIsTheTimeLeft)
 {
@@ -325,7 +325,7 @@ TEST_F(TimerList, GroupTakesTheSoonestOfItsClocks)
     EXPECT_EQ(order, (std::vector<int>{ 1, 2 }));
 }
 
-/* ---- Walking ---------------------------------------------------------------------------------- */
+/* ---- Walking --------------------------------------------------------------------------------- */
 
 static bool CollectNames(const QEMUTimerInfo *info, void *opaque)
 {
@@ -374,7 +374,7 @@ TEST_F(TimerList, WalkStopsWhenTold)
     EXPECT_EQ(n, 1);
 }
 
-/* ---- The main loop's group -------------------------------------------------------------------- */
+/* ---- The main loop's group ------------------------------------------------------------------- */
 
 static std::atomic<int> main_notified[2];
 

@@ -66,7 +66,7 @@ static void BlockCb(void *opaque)
     static_cast<Blocker *>(opaque)->Block();
 }
 
-/* ---- Waiting ---------------------------------------------------------------------------------- */
+/* ---- Waiting --------------------------------------------------------------------------------- */
 
 TEST(TimerRace, DelDoesNotWaitForTheCallback)
 {
@@ -178,7 +178,7 @@ TEST(TimerRace, DelSyncBelowACallbackIsRefusedOnlyWhereItWouldWait)
     EXPECT_EQ(timer_del_sync(busy), 0);
 }
 
-/* ---- Arming while it runs --------------------------------------------------------------------- */
+/* ---- Arming while it runs -------------------------------------------------------------------- */
 
 TEST(TimerRace, ModWhileRunningFiresOnce)
 {
@@ -253,7 +253,7 @@ TEST(TimerRace, WhatTheCallerWroteIsVisibleToTheCallback)
     EXPECT_EQ(wrong, 0);
 }
 
-/* ---- Freeing ---------------------------------------------------------------------------------- */
+/* ---- Freeing --------------------------------------------------------------------------------- */
 
 TEST(TimerRace, FreeWhileTheCallbackRunsKeepsItUntilThen)
 {
@@ -318,7 +318,7 @@ TEST(TimerRace, ModInAReadSectionBesideFree)
     aio_rcu_barrier();
 }
 
-/* ---- Embedded timers -------------------------------------------------------------------------- */
+/* ---- Embedded timers ------------------------------------------------------------------------- */
 
 TEST(TimerRace, DeinitWhileTheCallbackRunsNeverTouchesTheMemoryAgain)
 {
@@ -438,7 +438,7 @@ TEST(TimerRace, EmbedArmDeinitSyncOverAndOver)
     EXPECT_FALSE(timerlist_has_timers(g.list()));
 }
 
-/* ---- Lockless reads --------------------------------------------------------------------------- */
+/* ---- Lockless reads -------------------------------------------------------------------------- */
 
 TEST(TimerRace, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
 {
@@ -466,6 +466,37 @@ TEST(TimerRace, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
     EXPECT_TRUE(WaitUntil([&] { return done.load(); }));
     pthread_mutex_unlock(&tl->lock);
     reader.join();
+}
+
+/* A timer that is moved, and never fires, is armed for one of its deadlines at any moment. */
+TEST(TimerRace, MoveIsNeverSeenAsNotArmed)
+{
+    constexpr int kRounds = kSanitized ? 5000 : 200000;
+    const int64_t early = INT64_MAX / 4, late = INT64_MAX / 2;
+    TestGroup g;
+    HeapTimer t(&g.tlg, [] {});
+    std::atomic<bool> stop{ false };
+    std::atomic<int64_t> wrong{ 0 };
+
+    timer_mod(t, late);
+    RunThreads(2, [&](int i) {
+        if (i == 0) {
+            for (int n = 0; n < kRounds; n++) {
+                timer_mod_anticipate(t, early);
+                timer_mod(t, late);
+            }
+            stop = true;
+        }
+        while (!stop) {
+            int64_t ns = timer_expire_time_ns(t);
+
+            if ((ns != early && ns != late) || !timer_pending(t) ||
+                !timerlist_has_timers(g.list())) {
+                wrong = ns;
+            }
+        }
+    });
+    EXPECT_EQ(wrong, 0);
 }
 
 /* A loop that sleeps by timerlist_deadline_ns() and is woken by notify_cb alone. */
@@ -570,7 +601,7 @@ TEST(TimerRace, ReadersNeverLookIntoReusedMemory)
     EXPECT_EQ(wrong, 0);
 }
 
-/* ---- Lists that go ---------------------------------------------------------------------------- */
+/* ---- Lists that go --------------------------------------------------------------------------- */
 
 TEST(TimerRace, ModBesideTheEndOfItsListReturnsFalse)
 {

@@ -24,7 +24,7 @@ protected:
     int fired = 0;
 };
 
-/* ---- Layout ----------------------------------------------------------------------------------- */
+/* ---- Layout ---------------------------------------------------------------------------------- */
 
 static_assert(sizeof(QEMUTimer) == 96, "part of the binary interface");
 static_assert(offsetof(QEMUTimer, expire_time) == 0, "");
@@ -47,7 +47,7 @@ TEST(TimerLayout, IsAtMost96Bytes)
     EXPECT_EQ(sizeof(QEMUTimerListGroup), QEMU_CLOCK_MAX * sizeof(void *));
 }
 
-/* ---- Firing ----------------------------------------------------------------------------------- */
+/* ---- Firing ---------------------------------------------------------------------------------- */
 
 TEST_F(Timer, FiresOncePerArming)
 {
@@ -180,7 +180,7 @@ TEST_F(Timer, PendingAndExpired)
     EXPECT_FALSE(timer_expired(t, INT64_MAX));
 }
 
-/* ---- Moving and cancelling -------------------------------------------------------------------- */
+/* ---- Moving and cancelling ------------------------------------------------------------------- */
 
 TEST_F(Timer, ModMovesAnArmedTimer)
 {
@@ -229,7 +229,7 @@ TEST_F(Timer, DelReturnsWhetherItWasArmed)
     EXPECT_EQ(fired, 0);
 }
 
-/* ---- In the callback -------------------------------------------------------------------------- */
+/* ---- In the callback ------------------------------------------------------------------------- */
 
 TEST_F(Timer, PendingIsFalseInItsCallback)
 {
@@ -337,7 +337,7 @@ TEST_F(Timer, CallbackMayFreeItsTimer)
     EXPECT_FALSE(armed_after);
 }
 
-/* ---- Freeing ---------------------------------------------------------------------------------- */
+/* ---- Freeing --------------------------------------------------------------------------------- */
 
 TEST_F(Timer, FreeDisarms)
 {
@@ -387,7 +387,7 @@ TEST_F(Timer, ModOnAClosedListReturnsFalse)
     EXPECT_EQ(fired, 0);
 }
 
-/* ---- Embedded timers -------------------------------------------------------------------------- */
+/* ---- Embedded timers ------------------------------------------------------------------------- */
 
 static void CountUp(void *opaque)
 {
@@ -516,7 +516,7 @@ TEST_F(Timer, ShortNewFormsUseTheMainLoopsLists)
     }
 }
 
-/* ---- Misuse ----------------------------------------------------------------------------------- */
+/* ---- Misuse ---------------------------------------------------------------------------------- */
 
 TEST(TimerDeathTest, SecondFreeAborts)
 {

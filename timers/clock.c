@@ -180,11 +180,13 @@ static void set_running(bool run)
     pthread_mutex_lock(&virtual_clock.lock);
     bool change = virtual_clock.running != run;
     if (change) {
-        int64_t ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME), ticks = read_host_ticks();
-        int64_t sign = run ? -1 : 1;
+        int64_t ns, ticks, sign = run ? -1 : 1;
 
-        /* A reader that is in while this begins reads again: seq is odd before a field changes. */
-        st_relaxed(&virtual_clock.seq, virtual_clock.seq + 1);
+        /* seq is odd before the time is read, not just before a field changes: else a reader could
+         * still return a time past the one at which the clock is about to stop. */
+        st_seq(&virtual_clock.seq, virtual_clock.seq + 1);
+        ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+        ticks = read_host_ticks();
         st_release(&virtual_clock.running, run);
         st_release(&virtual_clock.base_ns, virtual_clock.base_ns + sign * ns);
         st_release(&virtual_clock.base_ticks, virtual_clock.base_ticks + sign * ticks);

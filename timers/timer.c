@@ -288,7 +288,7 @@ static bool arm(QEMUTimer *ts, int64_t ns, bool only_earlier, const char *call)
         timerlist_anticipate_due_locked(tl, ts, ns);
     } else {
         if (armed) {
-            timerlist_disarm_locked(tl, ts);
+            timerlist_take_out_locked(tl, ts);
         }
         ts->seq = ++tl->seq;
         st_release(&ts->expire_time, ns);

@@ -150,7 +150,7 @@ void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t n
     due_insert(cls, ts);
 }
 
-void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
+void timerlist_take_out_locked(QEMUTimerList *tl, QEMUTimer *ts)
 {
     struct timer_class *cls = class_of(tl, ts);
 
@@ -159,6 +159,11 @@ void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
     } else {
         timer_queue_remove(&cls->queue, ts);
     }
+}
+
+void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    timerlist_take_out_locked(tl, ts);
     st_release(&ts->expire_time, -1);
 }
 

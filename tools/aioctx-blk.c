@@ -113,14 +113,18 @@ static int make_thread(struct app *app, unsigned index)
 
     snprintf(name, sizeof(name), "io%u", index);
     app->threads[index] = iothread_new(name, &io_opts);
+    if (!app->threads[index] && errno == EINVAL) {
+        return EXIT_USAGE; /* a bad AIOCTX_FDMON: the library has said so */
+    }
     if (!app->threads[index]) {
-        status = errno == EINVAL || app->opt.monitor ? EXIT_USAGE : EXIT_FAILED;
+        status = app->opt.monitor ? EXIT_USAGE : EXIT_FAILED;
         blk_complain("cannot start iothread %s%s%s: %s", name,
                      app->opt.monitor ? " with --monitor " : "",
                      app->opt.monitor ? app->opt.monitor : "", strerror(errno));
         return status;
     }
-    if (blk_check_context(app->target.blk, iothread_get_aio_context(app->threads[index]), &why) < 0) {
+    if (blk_check_context(app->target.blk, iothread_get_aio_context(app->threads[index]), &why) <
+        0) {
         blk_complain("%s", why ? why : "the backend cannot be used with this monitor");
         free(why);
         iothread_destroy(app->threads[index]);
@@ -149,7 +153,8 @@ static int make_job(struct app *app, unsigned index, uint64_t run_id)
 
     app->jobs[index] = blk_job_new(&config);
     if (!app->jobs[index]) {
-        blk_complain("out of memory for iothread io%u: expected a smaller --iodepth, --bs or --size", index);
+        blk_complain(
+            "out of memory for iothread io%u: expected a smaller --iodepth, --bs or --size", index);
         iothread_destroy(app->threads[index]);
         return EXIT_FAILED;
     }
@@ -304,7 +309,8 @@ static const char *judge(const struct app *app, bool laid_out)
             blk_complain("io%u: flush failed: %s", i, strerror(failure->error));
         } else if (failure->what) {
             blk_complain("io%u: %s of %u bytes at offset %lld failed: %s", i, failure->what,
-                         app->opt.bs_bytes, (long long)failure->offset_bytes, strerror(failure->error));
+                         app->opt.bs_bytes, (long long)failure->offset_bytes,
+                         strerror(failure->error));
         }
         if (failure->what) {
             status = "error";

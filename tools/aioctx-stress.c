@@ -303,6 +303,9 @@ static void check_round(void)
             retire(g);
         }
     }
+    for (unsigned i = 0; i < S.nactors; i++) {
+        S.actors[i].taken.count = 0;
+    }
 }
 
 /* ---- Setting up and tearing down ------------------------------------------------------------- */
@@ -438,7 +441,7 @@ static void run(void)
     }
 }
 
-/* ---- The program ------------------------------------------------------------------------------ */
+/* ---- The program ----------------------------------------------------------------------------- */
 
 int main(int argc, char **argv)
 {

@@ -37,7 +37,7 @@ struct blk_job {
     char *buffers;
     uint64_t *busy; /* a bit a block: has a request in flight */
     struct verify_region region;
-    int state; /* enum blk_job_state; atomic: release when a phase ends, pairs with blk_job_state() */
+    int state; /* enum blk_job_state; atomic: release when a phase ends, for blk_job_state() */
 
     /* Set by the main thread between phases. */
     bool layout;
@@ -180,7 +180,8 @@ static int64_t block_offset(const struct blk_job *job, uint64_t block)
 /* Counts the moments of the schedule that have come by @now. */
 static void advance_due(struct blk_job *job, int64_t now, bool record_lateness)
 {
-    while (job->due < job->quota && job->due_at.next_ns <= now && job->due_at.next_ns < job->end_ns) {
+    while (job->due < job->quota && job->due_at.next_ns <= now &&
+           job->due_at.next_ns < job->end_ns) {
         if (record_lateness) {
             hist_record(&job->results.lateness, now - job->due_at.next_ns);
         }
@@ -236,10 +237,18 @@ static void on_flushed(void *opaque, int ret)
     job->flush_acb = NULL;
     job->in_flight--;
     switch (ret) {
-    case 0: live_add(&counters->flushes, 1); break;
-    case -ETIMEDOUT: live_add(&counters->missed, 1); break;
-    case -ECANCELED: live_add(&counters->cancelled, 1); break;
-    default: note_failure(job, "flush", 0, -ret); break;
+    case 0:
+        live_add(&counters->flushes, 1);
+        break;
+    case -ETIMEDOUT:
+        live_add(&counters->missed, 1);
+        break;
+    case -ECANCELED:
+        live_add(&counters->cancelled, 1);
+        break;
+    default:
+        note_failure(job, "flush", 0, -ret);
+        break;
     }
     flush_if_wanted(job);
     pump(job, qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
@@ -248,8 +257,10 @@ static void on_flushed(void *opaque, int ret)
 
 static void complain_of_mismatch(const struct blk_job *job, const struct verify_mismatch *mismatch)
 {
-    fprintf(stderr, "%saioctx-blk: verify: mismatch at offset %" PRId64 " (iothread %u): expected %s; "
-            "found %s\n", job->config.message_start, mismatch->offset_bytes, job->config.index,
+    fprintf(stderr,
+            "%saioctx-blk: verify: mismatch at offset %" PRId64 " (iothread %u): expected %s; "
+            "found %s\n",
+            job->config.message_start, mismatch->offset_bytes, job->config.index,
             mismatch->expected, mismatch->found);
 }
 
@@ -312,8 +323,12 @@ static void account(struct blk_job *job, const struct slot *slot, int ret, int64
             account_success(job, slot, now);
         }
         break;
-    case -ETIMEDOUT: live_add(&counters->missed, 1); break;
-    case -ECANCELED: live_add(&counters->cancelled, 1); break;
+    case -ETIMEDOUT:
+        live_add(&counters->missed, 1);
+        break;
+    case -ECANCELED:
+        live_add(&counters->cancelled, 1);
+        break;
     default:
         note_failure(job, slot->write ? "write" : "read", block_offset(job, slot->block), -ret);
         break;
@@ -342,7 +357,8 @@ static void on_request_done(void *opaque, int ret)
         } else {
             check_read(job, slot);
         }
-        now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME); /* checking takes time that is not the next one's */
+        now = qemu_clock_get_ns(
+            QEMU_CLOCK_REALTIME); /* checking takes time that is not the next one's */
     }
     put_slot(job, slot);
     flush_if_wanted(job);
@@ -382,11 +398,10 @@ static void issue(struct blk_job *job, int64_t from_ns)
     }
     prepare_buffer(job, slot);
     offset_bytes = block_offset(job, slot->block);
-    slot->acb = slot->write
-                    ? blk_aio_pwritev_opts(job->config.blk, offset_bytes, &slot->qiov, 0,
-                                           on_request_done, slot, req_opts)
-                    : blk_aio_preadv_opts(job->config.blk, offset_bytes, &slot->qiov, 0,
-                                          on_request_done, slot, req_opts);
+    slot->acb = slot->write ? blk_aio_pwritev_opts(job->config.blk, offset_bytes, &slot->qiov, 0,
+                                                   on_request_done, slot, req_opts)
+                            : blk_aio_preadv_opts(job->config.blk, offset_bytes, &slot->qiov, 0,
+                                                  on_request_done, slot, req_opts);
     if (!slot->acb) {
         int error = errno;
 

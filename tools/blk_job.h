@@ -28,7 +28,12 @@
 extern "C" {
 #endif
 
-enum blk_job_state { JOB_IDLE, JOB_RUNNING, JOB_DONE, JOB_STUCK };
+enum blk_job_state {
+    JOB_IDLE,
+    JOB_RUNNING,
+    JOB_DONE,
+    JOB_STUCK
+};
 
 /* Counted by live_add(); sums, so that a total over the iothreads is a sum of the fields. */
 struct blk_counters {
@@ -81,7 +86,7 @@ struct blk_job;
 /* Returns NULL with errno ENOMEM.  Lifetime: blk_job_free(). */
 struct blk_job *blk_job_new(const struct blk_job_config *config);
 
-/* Thread: any, once the iothread has been joined: a call of blk_job_stop() may still be on its way. */
+/* Thread: any, once the iothread has been joined: a blk_job_stop() may still be on its way. */
 void blk_job_free(struct blk_job *job);
 
 /* Writes every block of the region once.  Thread: any, while no phase runs. */

@@ -16,6 +16,7 @@
 #define MAX_RATE UINT64_C(1000000000)
 #define DEFAULT_RUNTIME_NS (INT64_C(10) * 1000000000)
 
+/* clang-format off */
 enum {
     OPT_FILE = 256, OPT_BACKEND, OPT_SIZE, OPT_CREATE, OPT_DIRECT, OPT_IOTHREADS, OPT_RW,
     OPT_RWMIXREAD, OPT_BS, OPT_IODEPTH, OPT_RATE, OPT_DEADLINE, OPT_VERIFY, OPT_VERIFY_ERRORS_MAX,
@@ -52,22 +53,25 @@ static const struct option long_options[] = {
     {NULL, 0, NULL, 0},
 };
 
+/* clang-format on */
+
 static const char short_usage[] =
     "usage: aioctx-blk (--file PATH | --backend SPEC) [options]\n"
-    "try:   aioctx-blk --file disk.img --size 1G --create --rw randrw --verify crc32c --runtime 5s\n"
+    "try:   aioctx-blk --file disk.img --size 1G --create --rw randrw --verify crc32c\n"
     "       aioctx-blk --help\n";
 
 static const char help[] =
     "usage: aioctx-blk (--file PATH | --backend SPEC) [options]\n"
-    "Issues timed block I/O from several iothreads, each with an event loop of its own, and reports\n"
-    "rates, latencies and missed deadlines for each.\n"
+    "Issues timed block I/O from several iothreads, each with an event loop of its own, and\n"
+    "reports rates, latencies and missed deadlines for each.\n"
     "\n"
     "What to work on (one of the first two is needed):\n"
     "  --file PATH            a file or block device\n"
     "  --backend SPEC         any driver, such as 'null://?size=1G&latency-ns=10000'\n"
     "  --size SIZE            how much of it to use [all]; with --create also the file's size\n"
-    "  --create               make the file when it is not there, or extend it (needs --file, --size)\n"
-    "  --direct               bypass the page cache (needs --file)\n"
+    "  --create               make the file when it is not there, or extend it (with --file and\n"
+    "                         --size)\n"
+    "  --direct               bypass the page cache (with --file)\n"
     "\n"
     "What to do:\n"
     "  --rw KIND              read, write, rw: one after the other; randread, randwrite, randrw:\n"
@@ -76,12 +80,12 @@ static const char help[] =
     "  --bs SIZE              bytes of one request, a multiple of 512 [4k]\n"
     "  --iothreads N          threads, each with an equal region of its own [1]\n"
     "  --iodepth N            requests in flight at once, for each iothread [32]\n"
-    "  --rate N               open loop: issue N requests a second, all iothreads together, each at\n"
-    "                         its scheduled time; latency counts from then.  Without it: closed loop,\n"
-    "                         the next request follows when one ends\n"
-    "  --deadline DURATION    end each request after that long with a missed deadline, counted from\n"
-    "                         its scheduled time (open loop) or its submission (closed loop)\n"
-    "  --fsync N              flush after every N writes of an iothread\n"
+    "  --rate N               open loop: issue N requests a second, all iothreads together, each\n"
+    "                         at its scheduled time; latency counts from then.  Without it:\n"
+    "                         closed loop, the next request follows when one ends\n"
+    "  --deadline DURATION    end a request after that long with a missed deadline, counted from\n"
+    "                         its scheduled time (open loop) or submission (closed loop)\n"
+    "  --fsync N              flush after every N writes of an iothread, one flush at a time\n"
     "  --runtime DURATION     stop after that long [10s; without limit when --ios is given]\n"
     "  --ios N                stop after N reads and writes, all iothreads together\n"
     "  --seed N               of the random choices [1]; it repeats them, not the timing\n"
@@ -90,19 +94,19 @@ static const char help[] =
     "  --verify KIND          crc32c: write a pattern that describes itself and check every read;\n"
     "                         none [none]\n"
     "  --layout               first write every block once; not part of the measurement\n"
-    "  --expect-pattern       every block holds the pattern already, from an earlier run with --layout:\n"
-    "                         anything else is a mismatch (needs --verify crc32c)\n"
+    "  --expect-pattern       every block holds the pattern already, from an earlier run with\n"
+    "                         --layout: all else is a mismatch (with --verify crc32c)\n"
     "  --verify-errors-max N  stop when an iothread has found N mismatches [1]\n"
     "\n"
     "How:\n"
     "  --monitor NAME         io_uring or ppoll [io_uring where the kernel has it]\n"
-    "  --json FILE            write configuration and results as JSON too; '-': to standard output, and\n"
-    "                         the table to standard error\n"
+    "  --json FILE            write configuration and results as JSON too; '-': to standard\n"
+    "                         output, and the table to standard error\n"
     "  --no-progress          no progress line (there is none anyway when stderr is no terminal)\n"
     "  --help, --version\n"
     "\n"
-    "SIZE takes k, M, G and T (powers of 1024), --rate takes k and M (powers of 1000), DURATION is a\n"
-    "number with ns, us, ms, s, m or h.\n"
+    "SIZE takes k, M, G and T (powers of 1024), --rate takes k and M (powers of 1000), DURATION\n"
+    "is a number with ns, us, ms, s, m or h.\n"
     "\n"
     "The first Ctrl-C or SIGTERM ends the run and prints the table, a second one quits at once.\n"
     "Exit status: 0 done; 1 I/O error, mismatch or a report that could not be written; 2 wrong\n"
@@ -181,7 +185,8 @@ static bool take_duration(const char *name, const char *text, int64_t *ret_ns)
 
     if (!parse_duration(text, &ns) || ns == 0) {
         blk_complain("--%s '%s': expected a duration above 0 with a unit, such as 50ms or 5s "
-                     "(ns, us, ms, s, m, h)", name, text);
+                     "(ns, us, ms, s, m, h)",
+                     name, text);
         return false;
     }
     *ret_ns = ns;
@@ -193,8 +198,8 @@ static bool take_rate(const char *text, uint64_t *ret_rate)
     uint64_t rate;
 
     if (!parse_rate(text, &rate) || rate == 0 || rate > MAX_RATE) {
-        blk_complain("--rate '%s': expected requests per second, such as 20000 or 20k, at most 1000M",
-                     text);
+        blk_complain(
+            "--rate '%s': expected requests per second, such as 20000 or 20k, at most 1000M", text);
         return false;
     }
     *ret_rate = rate;
@@ -208,7 +213,7 @@ static bool take_rw(struct blk_options *opt, const char *text)
         enum blk_rw rw;
         bool random;
     } kinds[] = {
-        {"read", RW_READ, false}, {"write", RW_WRITE, false}, {"rw", RW_MIXED, false},
+        {"read", RW_READ, false},    {"write", RW_WRITE, false},    {"rw", RW_MIXED, false},
         {"randread", RW_READ, true}, {"randwrite", RW_WRITE, true}, {"randrw", RW_MIXED, true},
     };
 
@@ -260,35 +265,60 @@ static bool take_flag(bool *ret_flag)
     return true;
 }
 
+/* clang-format off: a table in all but name */
 static bool take_option(struct blk_options *opt, int code, const char *text)
 {
     switch (code) {
-    case OPT_FILE: return take_text("file", text, &opt->file);
-    case OPT_BACKEND: return take_text("backend", text, &opt->backend);
-    case OPT_SIZE: return take_size("size", text, INT64_MAX, &opt->size_bytes);
-    case OPT_CREATE: return take_flag(&opt->create);
-    case OPT_DIRECT: return take_flag(&opt->direct);
-    case OPT_IOTHREADS: return take_unsigned("iothreads", text, 1, MAX_IOTHREADS, &opt->iothreads);
-    case OPT_RW: return take_rw(opt, text);
-    case OPT_RWMIXREAD: return take_unsigned("rwmixread", text, 0, 100, &opt->rwmixread);
-    case OPT_BS: return take_bs(opt, text);
-    case OPT_IODEPTH: return take_unsigned("iodepth", text, 1, MAX_IODEPTH, &opt->iodepth);
-    case OPT_RATE: return take_rate(text, &opt->rate);
-    case OPT_DEADLINE: return take_duration("deadline", text, &opt->deadline_ns);
-    case OPT_VERIFY: return take_verify(opt, text);
+    case OPT_FILE:
+        return take_text("file", text, &opt->file);
+    case OPT_BACKEND:
+        return take_text("backend", text, &opt->backend);
+    case OPT_SIZE:
+        return take_size("size", text, INT64_MAX, &opt->size_bytes);
+    case OPT_CREATE:
+        return take_flag(&opt->create);
+    case OPT_DIRECT:
+        return take_flag(&opt->direct);
+    case OPT_IOTHREADS:
+        return take_unsigned("iothreads", text, 1, MAX_IOTHREADS, &opt->iothreads);
+    case OPT_RW:
+        return take_rw(opt, text);
+    case OPT_RWMIXREAD:
+        return take_unsigned("rwmixread", text, 0, 100, &opt->rwmixread);
+    case OPT_BS:
+        return take_bs(opt, text);
+    case OPT_IODEPTH:
+        return take_unsigned("iodepth", text, 1, MAX_IODEPTH, &opt->iodepth);
+    case OPT_RATE:
+        return take_rate(text, &opt->rate);
+    case OPT_DEADLINE:
+        return take_duration("deadline", text, &opt->deadline_ns);
+    case OPT_VERIFY:
+        return take_verify(opt, text);
     case OPT_VERIFY_ERRORS_MAX:
         return take_unsigned("verify-errors-max", text, 1, UINT32_MAX, &opt->verify_errors_max);
-    case OPT_LAYOUT: return take_flag(&opt->layout);
-    case OPT_EXPECT_PATTERN: return take_flag(&opt->expect_pattern);
-    case OPT_RUNTIME: return take_duration("runtime", text, &opt->runtime_ns);
-    case OPT_IOS: return take_number("ios", text, 1, UINT64_MAX, &opt->ios);
-    case OPT_SEED: return take_number("seed", text, 0, UINT64_MAX, &opt->seed);
-    case OPT_FSYNC: return take_unsigned("fsync", text, 1, UINT32_MAX, &opt->fsync_every);
-    case OPT_MONITOR: return take_monitor(opt, text);
-    case OPT_JSON: return take_text("json", text, &opt->json);
-    default: return take_flag(&opt->no_progress);
+    case OPT_LAYOUT:
+        return take_flag(&opt->layout);
+    case OPT_EXPECT_PATTERN:
+        return take_flag(&opt->expect_pattern);
+    case OPT_RUNTIME:
+        return take_duration("runtime", text, &opt->runtime_ns);
+    case OPT_IOS:
+        return take_number("ios", text, 1, UINT64_MAX, &opt->ios);
+    case OPT_SEED:
+        return take_number("seed", text, 0, UINT64_MAX, &opt->seed);
+    case OPT_FSYNC:
+        return take_unsigned("fsync", text, 1, UINT32_MAX, &opt->fsync_every);
+    case OPT_MONITOR:
+        return take_monitor(opt, text);
+    case OPT_JSON:
+        return take_text("json", text, &opt->json);
+    default:
+        return take_flag(&opt->no_progress);
     }
 }
+
+/* clang-format on */
 
 /* ---- All of them together -------------------------------------------------------------------- */
 
@@ -318,8 +348,8 @@ static const char *conflict(const struct blk_options *opt, bool mix_given)
         return "--expect-pattern: expected --verify crc32c with it";
     }
     if (opt->expect_pattern && (opt->layout || opt->create)) {
-        return "--expect-pattern is for a file laid out by an earlier run: expected neither --layout "
-               "nor --create with it";
+        return "--expect-pattern is for a file laid out by an earlier run: expected neither "
+               "--layout nor --create with it";
     }
     return NULL;
 }
@@ -343,8 +373,15 @@ static void complain_of_option(int code, char *const argv[])
 int blk_options_parse(struct blk_options *ret_opt, int argc, char *const argv[])
 {
     struct blk_options opt = {
-        .rw_name = "randread", .rw = RW_READ, .random = true, .rwmixread = 50, .bs_bytes = 4096,
-        .iothreads = 1, .iodepth = 32, .seed = 1, .verify_errors_max = 1,
+        .rw_name = "randread",
+        .rw = RW_READ,
+        .random = true,
+        .rwmixread = 50,
+        .bs_bytes = 4096,
+        .iothreads = 1,
+        .iodepth = 32,
+        .seed = 1,
+        .verify_errors_max = 1,
     };
     bool mix_given = false;
     const char *why;

@@ -26,7 +26,8 @@ static struct sums sum_counters(struct blk_job *const *jobs, unsigned threads)
 }
 
 /* What is left: of the time, else of the requests. */
-static struct text left(const struct blk_options *opt, int64_t start_ns, int64_t now, uint64_t ended)
+static struct text left(const struct blk_options *opt, int64_t start_ns, int64_t now,
+                        uint64_t ended)
 {
     struct text text = {""};
 
@@ -55,9 +56,11 @@ void blk_progress_show(struct blk_progress *progress, struct blk_job *const *job
     interval = progress->now;
     hist_subtract(&interval, &progress->before);
     if (now > since_ns) {
-        double rate = (double)(sums.ended - progress->ended_before) * 1e9 / (double)(now - since_ns);
+        double rate =
+            (double)(sums.ended - progress->ended_before) * 1e9 / (double)(now - since_ns);
 
-        fprintf(stderr, BLK_PROGRESS_CLEAR "%s IOPS, %.1f MiB/s, p50 %s, p99 %s, %" PRIu64 " missed, %s",
+        fprintf(stderr,
+                BLK_PROGRESS_CLEAR "%s IOPS, %.1f MiB/s, p50 %s, p99 %s, %" PRIu64 " missed, %s",
                 format_count(rate).s, rate * opt->bs_bytes / 1048576,
                 format_time(hist_percentile(&interval, 50000)).s,
                 format_time(hist_percentile(&interval, 99000)).s, sums.missed,
@@ -76,7 +79,8 @@ void blk_progress_show_layout(struct blk_job *const *jobs, unsigned threads, uin
     for (unsigned i = 0; i < threads; i++) {
         laid_out += live_get(&blk_job_results(jobs[i])->counters.laid_out);
     }
-    fprintf(stderr, BLK_PROGRESS_CLEAR "laying out: %.0f%%", (double)laid_out * 100 / (double)blocks);
+    fprintf(stderr, BLK_PROGRESS_CLEAR "laying out: %.0f%%",
+            (double)laid_out * 100 / (double)blocks);
     fflush(stderr);
 }
 

@@ -19,7 +19,8 @@ struct row {
 
 static double row_iops(const struct row *row)
 {
-    return row->seconds > 0 ? (double)(row->counters.reads + row->counters.writes) / row->seconds : 0;
+    return row->seconds > 0 ? (double)(row->counters.reads + row->counters.writes) / row->seconds
+                            : 0;
 }
 
 static double row_mib_per_s(const struct row *row)
@@ -128,30 +129,34 @@ static void print_head(const struct blk_report *report, double seconds, FILE *st
         fprintf(stream, ", deadline %s", format_time((uint64_t)opt->deadline_ns).s);
     }
     fprintf(stream, ", %s, %.2f s\n\n", report->monitor, seconds);
-    fprintf(stream, "%-6s %7s %8s %31s %23s %15s %8s %15s\n", "", "", "", "----------- latency -----------",
-            "------ deadlines ------", "- timers late -", "syscalls", "-- wake-ups ---");
-    fprintf(stream, "%-6s %7s %8s %7s %7s %7s %7s %7s %7s %7s %7s %7s %8s %7s %7s\n", "thread", "IOPS",
-            "MiB/s", "p50", "p99", "p99.9", "max", "missed", "cancel", "late", "p50", "p99", "per I/O",
-            "sent", "saved");
+    fprintf(stream, "%-6s %7s %8s %31s %23s %15s %8s %15s\n", "", "", "",
+            "----------- latency -----------", "------ deadlines ------", "- timers late -",
+            "syscalls", "-- wake-ups ---");
+    fprintf(stream, "%-6s %7s %8s %7s %7s %7s %7s %7s %7s %7s %7s %7s %8s %7s %7s\n", "thread",
+            "IOPS", "MiB/s", "p50", "p99", "p99.9", "max", "missed", "cancel", "late", "p50", "p99",
+            "per I/O", "sent", "saved");
 }
 
 static void print_foot(const struct row *total, const struct blk_options *opt, FILE *stream)
 {
     const struct blk_counters *c = &total->counters;
 
-    fprintf(stream, "\n%" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes ended well", c->reads,
-            c->writes, c->flushes);
+    fprintf(stream, "\n%" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes ended well",
+            c->reads, c->writes, c->flushes);
     if (c->errors) {
         fprintf(stream, ", %" PRIu64 " failed", c->errors);
     }
     fputc('\n', stream);
     if (opt->rate) {
-        fprintf(stream, "backlog: %" PRIu64 " requests were scheduled but not issued before the end\n",
+        fprintf(stream,
+                "backlog: %" PRIu64 " requests were scheduled but not issued before the end\n",
                 c->unissued);
     }
     if (opt->verify) {
-        fprintf(stream, "verify: %" PRIu64 " reads checked, %" PRIu64 " of content not known before, %"
-                PRIu64 " mismatches\n", c->checked, c->unknown, c->mismatches);
+        fprintf(stream,
+                "verify: %" PRIu64 " reads checked, %" PRIu64
+                " of content not known before, %" PRIu64 " mismatches\n",
+                c->checked, c->unknown, c->mismatches);
     }
 }
 

@@ -14,7 +14,7 @@ extern "C" {
 
 struct blk_report {
     const struct blk_options *opt;
-    const char *spec;    /* of the backend */
+    const char *spec; /* of the backend */
     const char *driver;
     const char *monitor; /* of the contexts */
     const char *status;  /* "ok", "error", "mismatch", "interrupted" or "stuck" */

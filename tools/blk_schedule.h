@@ -19,8 +19,8 @@ extern "C" {
 
 struct blk_schedule {
     int64_t next_ns;
-    uint64_t carry;                /* what next_ns was rounded down by, in 1/rate ns */
-    uint64_t step_ns, step_carry;  /* n / rate, likewise */
+    uint64_t carry;               /* what next_ns was rounded down by, in 1/rate ns */
+    uint64_t step_ns, step_carry; /* n / rate, likewise */
     uint64_t rate;
 };
 

@@ -82,10 +82,12 @@ static int deal_out(const struct blk_options *opt, uint64_t size_bytes, uint64_t
         return -1;
     }
     if (blocks < opt->iodepth) {
-        blk_complain("%" PRIu64 " bytes are too small: expected at least %u iothreads x iodepth %u x bs %"
-                     PRIu32 " = %" PRIu64 " bytes, so that requests in flight do not overlap", size_bytes,
-                     opt->iothreads, opt->iodepth, opt->bs_bytes,
-                     (uint64_t)opt->iothreads * opt->iodepth * opt->bs_bytes);
+        blk_complain(
+            "%" PRIu64
+            " bytes are too small: expected at least %u iothreads x iodepth %u x bs %" PRIu32
+            " = %" PRIu64 " bytes, so that requests in flight do not overlap",
+            size_bytes, opt->iothreads, opt->iodepth, opt->bs_bytes,
+            (uint64_t)opt->iothreads * opt->iodepth * opt->bs_bytes);
         return -1;
     }
     *ret_blocks = blocks;
@@ -107,12 +109,14 @@ static int check_backend(struct blk_target *target, const struct blk_options *op
         return -1;
     }
     if (opt->verify && strcmp(blk_get_driver_name(target->blk), "null") == 0) {
-        blk_complain("--verify crc32c: expected a backend that keeps what is written; null does not");
+        blk_complain(
+            "--verify crc32c: expected a backend that keeps what is written; null does not");
         return -1;
     }
     if (opt->size_bytes > (uint64_t)length) {
         blk_complain("%s has %" PRId64 " bytes, smaller than --size %" PRIu64
-                     ": expected a size up to that%s", target->spec, length, opt->size_bytes,
+                     ": expected a size up to that%s",
+                     target->spec, length, opt->size_bytes,
                      opt->file ? ", or --create to extend it" : "");
         return -1;
     }

@@ -56,8 +56,13 @@ int verify_region_init(struct verify_region *region, int64_t offset_bytes, uint3
         }
     }
     *region = (struct verify_region){
-        .offset_bytes = offset_bytes, .block_bytes = block_bytes, .initial = initial,
-        .blocks = blocks, .run_id = run_id, .table = table, .digests = digests,
+        .offset_bytes = offset_bytes,
+        .block_bytes = block_bytes,
+        .initial = initial,
+        .blocks = blocks,
+        .run_id = run_id,
+        .table = table,
+        .digests = digests,
     };
     return 0;
 }
@@ -77,7 +82,8 @@ static int64_t block_offset(const struct verify_region *region, uint64_t block)
 
 /* ---- Writing --------------------------------------------------------------------------------- */
 
-static void fill_sector(struct sector *s, int64_t offset_bytes, uint64_t run_id, uint64_t generation)
+static void fill_sector(struct sector *s, int64_t offset_bytes, uint64_t run_id,
+                        uint64_t generation)
 {
     /* A Weyl sequence with one multiplication a word: different everywhere, and quick. */
     uint64_t x = ((uint64_t)offset_bytes ^ run_id) * UINT64_C(0x9e3779b97f4a7c15) + generation;
@@ -169,7 +175,8 @@ static enum verify_result check_sector(const struct verify_region *region,
         uint64_t generation = le64toh(s->generation);
 
         return generation > 0 && generation >= state->known && generation <= state->last
-                   ? VERIFY_OK : VERIFY_BAD;
+                   ? VERIFY_OK
+                   : VERIFY_BAD;
     }
     return state->known ? VERIFY_BAD : check_initial(region->initial, kind);
 }
@@ -177,9 +184,10 @@ static enum verify_result check_sector(const struct verify_region *region,
 static void describe_expected(const struct verify_region *region, const struct verify_block *state,
                               char *ret_text, size_t len)
 {
-    const char *initial = region->initial == VERIFY_INITIAL_ZEROES    ? "zeroes"
-                          : region->initial == VERIFY_INITIAL_PATTERN ? "a pattern of an earlier run"
-                                                                      : "any content but a damaged pattern";
+    const char *initial = region->initial == VERIFY_INITIAL_ZEROES ? "zeroes"
+                          : region->initial == VERIFY_INITIAL_PATTERN
+                              ? "a pattern of an earlier run"
+                              : "any content but a damaged pattern";
 
     if (!state->last) {
         snprintf(ret_text, len, "%s", initial);
@@ -196,8 +204,10 @@ static void describe_found(const struct verify_region *region, const struct sect
                            enum sector_kind kind, char *ret_text, size_t len)
 {
     static const char *const names[] = {
-        [SECTOR_ZEROES] = "zeroes", [SECTOR_FOREIGN] = "foreign data",
-        [SECTOR_DAMAGED] = "a damaged pattern", [SECTOR_MISPLACED] = "a misplaced pattern",
+        [SECTOR_ZEROES] = "zeroes",
+        [SECTOR_FOREIGN] = "foreign data",
+        [SECTOR_DAMAGED] = "a damaged pattern",
+        [SECTOR_MISPLACED] = "a misplaced pattern",
         [SECTOR_WHOLE] = "a whole pattern",
     };
     const unsigned char *bytes = (const unsigned char *)s;
@@ -211,11 +221,12 @@ static void describe_found(const struct verify_region *region, const struct sect
     if (kind >= SECTOR_DAMAGED) {
         bool ours = le64toh(s->run_id) == region->run_id;
 
-        used += snprintf(ret_text + used, len - (size_t)used,
-                         " (offset %" PRIu64 ", generation %" PRIu64 " of %s run, checksum %08" PRIx32
-                         ", computed %08" PRIx32 ")",
-                         le64toh(s->offset_bytes), le64toh(s->generation), ours ? "this" : "another",
-                         le32toh(s->checksum), crc32c(0, s, offsetof(struct sector, checksum)));
+        used +=
+            snprintf(ret_text + used, len - (size_t)used,
+                     " (offset %" PRIu64 ", generation %" PRIu64 " of %s run, checksum %08" PRIx32
+                     ", computed %08" PRIx32 ")",
+                     le64toh(s->offset_bytes), le64toh(s->generation), ours ? "this" : "another",
+                     le32toh(s->checksum), crc32c(0, s, offsetof(struct sector, checksum)));
     }
     snprintf(ret_text + used, len - (size_t)used, ", first bytes%s", hex);
 }
@@ -251,7 +262,8 @@ enum verify_result verify_check(struct verify_region *region, uint64_t block, co
 
         if (one == VERIFY_BAD) {
             ret_mismatch->offset_bytes = at;
-            describe_expected(region, state, ret_mismatch->expected, sizeof(ret_mismatch->expected));
+            describe_expected(region, state, ret_mismatch->expected,
+                              sizeof(ret_mismatch->expected));
             describe_found(region, &sectors[i], kind, ret_mismatch->found,
                            sizeof(ret_mismatch->found));
             return VERIFY_BAD;

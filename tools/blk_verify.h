@@ -63,7 +63,7 @@ struct verify_region {
 };
 
 /*
- * Prepares the table of a region of @blocks blocks of @block_bytes (a multiple of the sector), which
+ * Prepares the table of a region of @blocks blocks of @block_bytes (a multiple of the sector) that
  * begins at @offset_bytes.  @run_id: a number that no other run has.
  * Returns 0 or -ENOMEM.  Lifetime: verify_region_destroy().
  */
@@ -77,8 +77,8 @@ void verify_fill(struct verify_region *region, uint64_t block, void *buf);
 /* Tells that the write that the last verify_fill() of @block was for has ended well. */
 void verify_written(struct verify_region *region, uint64_t block);
 
-/* Makes @buf hold no pattern, before it is read into: a read that ends well but brought nothing must
- * not pass on what an earlier one left. */
+/* Makes @buf hold no pattern, before it is read into: a read that ends well but brought nothing
+ * must not pass on what an earlier one left. */
 void verify_wipe(const struct verify_region *region, void *buf);
 
 /* Checks what was read of @block.  *@ret_mismatch is written when the result is VERIFY_BAD. */

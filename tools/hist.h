@@ -4,8 +4,8 @@
  *
  * The layout is that of HdrHistogram (Gil Tene, https://hdrhistogram.org): the range is cut at the
  * powers of two, and each octave into the same number of equal counters, so that an index is a
- * shift and an add.  Here the first 256 values have a counter each and every octave above has 128: a
- * value is known to within 1/128 of itself.  Values from 2^42 ns (73 minutes) on share the last
+ * shift and an add.  Here the first 256 values have a counter each and every octave above has 128:
+ * a value is known to within 1/128 of itself.  Values from 2^42 ns (73 minutes) on share the last
  * counter; the largest value is kept exactly.
  *
  *                        thread

@@ -9,7 +9,11 @@
 static unsigned utf8_length(const unsigned char *p)
 {
     uint32_t code = p[0];
-    unsigned len = code < 0x80 ? 1 : code >> 5 == 6 ? 2 : code >> 4 == 14 ? 3 : code >> 3 == 30 ? 4 : 0;
+    unsigned len = code < 0x80       ? 1
+                   : code >> 5 == 6  ? 2
+                   : code >> 4 == 14 ? 3
+                   : code >> 3 == 30 ? 4
+                                     : 0;
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
 
     if (len < 2) {

@@ -37,7 +37,8 @@ bool parse_number(const char *text, uint64_t *ret_number)
 }
 
 /* A number and at most one letter of @suffixes, the n-th of which multiplies by @base^n. */
-static bool parse_scaled(const char *text, const char *suffixes, uint64_t base, uint64_t *ret_number)
+static bool parse_scaled(const char *text, const char *suffixes, uint64_t base,
+                         uint64_t *ret_number)
 {
     uint64_t number;
 
@@ -82,8 +83,12 @@ static int64_t unit_ns(const char *suffix)
         char name[3];
         int64_t ns;
     } units[] = {
-        {"ns", 1}, {"us", 1000}, {"ms", 1000000}, {"s", 1000000000},
-        {"m", INT64_C(60) * 1000000000}, {"h", INT64_C(3600) * 1000000000},
+        {"ns", 1},
+        {"us", 1000},
+        {"ms", 1000000},
+        {"s", 1000000000},
+        {"m", INT64_C(60) * 1000000000},
+        {"h", INT64_C(3600) * 1000000000},
     };
 
     for (unsigned i = 0; i < sizeof(units) / sizeof(units[0]); i++) {

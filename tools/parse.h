@@ -18,7 +18,7 @@ extern "C" {
 /* Decimal digits alone. */
 bool parse_number(const char *text, uint64_t *ret_number);
 
-/* A number with an optional suffix k, M, G or T of either case, powers of 1024; at most INT64_MAX. */
+/* A number with an optional suffix k, M, G or T of either case, powers of 1024, up to INT64_MAX. */
 bool parse_size(const char *text, uint64_t *ret_bytes);
 
 /* A number with an optional suffix k or M, powers of 1000. */

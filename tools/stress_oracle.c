@@ -30,7 +30,7 @@
  * in, each with the operations that have been called, have not returned, but have had their point.
  * Nothing has to be decided before an operation returns (or a callback begins): then every state
  * in which that operation has had no point yet is taken on by all orders of pending points that end
- * with it.  States for which there is none are dropped; when none is left, nothing explains the log.
+ * with it.  States for which there is none are dropped; when none is left, nothing explains it.
  * A point that is put off until some operation returns can only see a later clock, so no log that
  * is right is ever refused.  It also means that a firing is called early only when no clock reading
  * up to its callback had reached any deadline it could have had.
@@ -292,6 +292,12 @@ static void explain_fire(const struct record *r, const struct conf *before, size
     }
 }
 
+static bool says_not_armed(const struct record *r)
+{
+    return r->kind == OP_READ ? r->arg_ns == NOT_ARMED
+                              : (r->kind == OP_DEL || r->kind == OP_PENDING) && r->result == 0;
+}
+
 static void explain(const struct event *ev, const struct conf *before, size_t count,
                     struct violation *why)
 {
@@ -308,7 +314,7 @@ static void explain(const struct event *ev, const struct conf *before, size_t co
         snprintf(why->text, sizeof(why->text),
                  "no valid order explains that %s() returned %d here: the timer was armed or "
                  "running all the time, or the result is wrong", op_names[r->kind], r->result);
-    } else if (r->kind == OP_READ && all_armed && r->arg_ns == NOT_ARMED) {
+    } else if (all_armed && says_not_armed(r)) {
         why->kind = "lost";
         snprintf(why->text, sizeof(why->text),
                  "was armed, did not fire, was not deleted, and is armed no more");

@@ -85,7 +85,8 @@ _Noreturn void report_violation(const struct violation *why)
     enter_report(why->gen);
     format_time(armed, sizeof(armed), why->gen, why->gen->deadline_ns);
     fprintf(stderr, "%s: %s\n\n", why->kind, why->text);
-    fprintf(stderr, "When the round began it was %s%s.%s\n",
+    fprintf(stderr, "When the round began it was %s%s%s.%s\n",
+            why->gen->dead ? "freed, " : "",
             why->gen->deadline_ns == -1 ? "not armed" : "armed for ",
             why->gen->deadline_ns == -1 ? "" : armed,
             from ? "  Earlier operations of the round are left out." : "");

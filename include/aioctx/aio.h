@@ -198,8 +198,8 @@ typedef void EventNotifierHandler(EventNotifier *e);
  * follows, even when its event had been seen already, and the kernel has let go of the file: it
  * may be closed and its number used again at once.  From another thread, or before the context
  * has a home, the change is made by the home thread soon; see aio_remove_fd_handler_async().
- * Returns 0, -EBADF for a negative fd, -ENOMEM; on the home thread also what the kernel says of
- * the fd: -EPERM where it cannot be polled, -EBADF.
+ * An error on the fd, its having been closed included, calls both handlers.
+ * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM.
  * Thread: any.
  */
 int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: MIT */
+/* Draining, several contexts on one backend, synchronous calls, closing in any order. */
+#include "block_support.h"
+
+#include <cerrno>
+#include <cstring>
+#include <thread>
+
+static BlockAIOCB *Read(BlockBackend *blk, Buffer *buf, Result *r)
+{
+    return blk_aio_preadv(blk, 0, &buf->qiov, BdrvRequestFlags(), Ended, r);
+}
+
+class BlkDrain : public testing::TestWithParam<const char *>
+{
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR(GetParam());
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Monitors, BlkDrain, testing::ValuesIn(kMonitors), MonitorName);
+
+TEST_P(BlkDrain, APlainThreadWaitsForEveryContext)
+{
+    ScopedIOThread a(GetParam()), b(GetParam());
+    Blk blk = Open("null://?latency-ns=20000000");
+    Buffer buf(512);
+    Result ra, rb;
+
+    a.Run([&] { Read(blk.get(), &buf, &ra); });
+    b.Run([&] { Read(blk.get(), &buf, &rb); });
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    EXPECT_EQ(ra.calls, 1); /* callbacks included */
+    EXPECT_EQ(rb.calls, 1);
+}
+
+TEST_P(BlkDrain, AHomeThreadPollsItsOwnContextMeanwhile)
+{
+    ScopedIOThread other(GetParam());
+    LocalContext own(GetParam());
+    Blk blk = Open("null://?latency-ns=5000000");
+    Buffer buf(512);
+    Result mine, theirs;
+
+    Read(blk.get(), &buf, &mine);
+    other.Run([&] { Read(blk.get(), &buf, &theirs); });
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    EXPECT_EQ(mine.calls, 1);
+    EXPECT_EQ(theirs.calls, 1);
+}
+
+TEST_P(BlkDrain, DoesNotWaitForCallbacksOnItsOwnStack)
+{
+    LocalContext own(GetParam());
+    Blk blk = Open("null://");
+    Buffer buf(512);
+    Result outer, inner;
+    int ret = 1;
+
+    outer.then = [&] {
+        Read(blk.get(), &buf, &inner);
+        ret = blk_drain(blk.get());
+        EXPECT_EQ(inner.calls, 1);
+    };
+    Read(blk.get(), &buf, &outer);
+    ASSERT_TRUE(own.PollUntil([&] { return outer.calls == 1; }));
+    EXPECT_EQ(ret, 0);
+}
+
+TEST_P(BlkDrain, BelowACallbackItDoesNotWaitForAnotherContext)
+{
+    ScopedIOThread other(GetParam());
+    LocalContext own(GetParam());
+    MemDisk disk("edeadlk", 65536);
+    Blk blk = Open("mem:edeadlk");
+    Buffer buf(512);
+    Result theirs, mine;
+    int ret = 1, begin = 1;
+
+    disk.stall = true;
+    other.Run([&] { Read(blk.get(), &buf, &theirs); });
+    disk.stall = false;
+    mine.then = [&] {
+        ret = blk_drain(blk.get());
+        begin = blk_drained_begin(blk.get());
+    };
+    Read(blk.get(), &buf, &mine);
+    ASSERT_TRUE(own.PollUntil([&] { return mine.calls == 1; }));
+    EXPECT_EQ(ret, -EDEADLK);
+    EXPECT_EQ(begin, -EDEADLK);
+    blk_drained_end(blk.get());
+    other.Run([&] { disk.Release(); });
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    EXPECT_EQ(theirs.calls, 1);
+}
+
+TEST_P(BlkDrain, DoesNotWaitForWhatComesLater)
+{
+    ScopedIOThread io(GetParam());
+    Blk blk = Open("null://");
+    Buffer buf(512);
+    Result r;
+    std::atomic<bool> stop{ false };
+
+    r.then = [&] { /* a stream that never pauses */
+        if (!stop) {
+            Read(blk.get(), &buf, &r);
+        }
+    };
+    io.Run([&] {
+        for (int i = 0; i < 4; i++) {
+            Read(blk.get(), &buf, &r);
+        }
+    });
+    for (int i = 0; i < 20; i++) {
+        EXPECT_EQ(blk_drain(blk.get()), 0);
+    }
+    stop = true;
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+}
+
+TEST_P(BlkDrain, ASectionHoldsNewRequestsBackAndIssuesThemInOrder)
+{
+    LocalContext own(GetParam());
+    MemDisk disk("held", 65536);
+    Blk blk = Open("mem:held");
+    std::vector<std::unique_ptr<Buffer>> bufs;
+    Result r[8];
+
+    EXPECT_EQ(blk_drained_begin(blk.get()), 0);
+    EXPECT_EQ(blk_drained_begin(blk.get()), 0); /* they nest */
+    for (int i = 0; i < 8; i++) {
+        bufs.emplace_back(new Buffer(512, i + 1));
+        blk_aio_pwritev(blk.get(), 0, &bufs[i]->qiov, BdrvRequestFlags(), Ended, &r[i]);
+    }
+    EXPECT_EQ(blk_drain(blk.get()), 0); /* what is held is not waited for */
+    blk_drained_end(blk.get());
+    while (aio_poll(own.get(), false)) {
+    }
+    EXPECT_EQ(disk.submitted, 0);
+    blk_drained_end(blk.get());
+    EXPECT_EQ(blk_drain(blk.get()), 0); /* and now they are */
+    for (Result &one : r) {
+        EXPECT_EQ(one.calls, 1);
+        EXPECT_EQ(one.ret, 0);
+    }
+    EXPECT_EQ(disk.data[0], 8); /* the last one came last */
+}
+
+TEST_P(BlkDrain, HeldRequestsKeepTheirDeadlinesAndCanBeCancelled)
+{
+    LocalContext own(GetParam());
+    MemDisk disk("held-cancel", 65536);
+    Blk blk = Open("mem:held-cancel?deadline-ns=1000000");
+    Buffer buf(512);
+    BlkReqOpts none = {};
+    Result timed, cancelled, kept;
+
+    none.deadline_ns = -1;
+    EXPECT_EQ(blk_drained_begin(blk.get()), 0);
+    Read(blk.get(), &buf, &timed);
+    BlockAIOCB *acb = blk_aio_preadv_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended,
+                                          &cancelled, &none);
+    blk_aio_preadv_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &kept, &none);
+    blk_aio_cancel_async(acb);
+    ASSERT_TRUE(own.PollUntil([&] { return timed.calls && cancelled.calls; }));
+    EXPECT_EQ(timed.ret, -ETIMEDOUT);
+    EXPECT_EQ(cancelled.ret, -ECANCELED);
+    EXPECT_EQ(kept.calls, 0);
+    blk_drained_end(blk.get());
+    ASSERT_TRUE(own.PollUntil([&] { return kept.calls == 1; }));
+    EXPECT_EQ(disk.submitted, 1);
+}
+
+TEST_P(BlkDrain, SectionsKeepSubmittersOnOtherThreadsOut)
+{
+    ScopedIOThread a(GetParam()), b(GetParam());
+    Blk blk = Open("null://");
+    Buffer buf(512);
+    Result r;
+    std::atomic<bool> stop{ false };
+    std::atomic<bool> inside{ false };
+    std::atomic<int> intruders{ 0 };
+
+    r.then = [&] {
+        intruders += inside;
+        if (!stop) {
+            Read(blk.get(), &buf, &r);
+        }
+    };
+    for (ScopedIOThread *io : { &a, &b }) {
+        io->Run([&] { Read(blk.get(), &buf, &r); });
+    }
+    for (int i = 0; i < (kSanitized ? 100 : 500); i++) {
+        ASSERT_EQ(blk_drained_begin(blk.get()), 0);
+        inside = true;
+        if (i % 8 == 0) {
+            std::this_thread::yield();
+        }
+        inside = false;
+        blk_drained_end(blk.get());
+    }
+    stop = true;
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    EXPECT_EQ(intruders, 0);
+    EXPECT_EQ(Stats(blk).reads, static_cast<uint64_t>(r.calls));
+}
+
+/* ---- Contexts --------------------------------------------------------------------------------- */
+
+TEST_P(BlkDrain, ARequestCompletesOnTheContextThatSubmittedIt)
+{
+    const int n = 3, count = 2000;
+    std::vector<std::unique_ptr<ScopedIOThread>> io;
+    Blk blk = Open("null://");
+    struct Stream {
+        AioContext *ctx;
+        Buffer buf{ 512 };
+        Result r;
+        std::atomic<int> elsewhere{ 0 }, left{ count };
+    } streams[n];
+
+    for (Stream &s : streams) {
+        io.emplace_back(new ScopedIOThread(GetParam()));
+        s.ctx = io.back()->ctx();
+        s.r.then = [&] {
+            s.elsewhere += qemu_get_current_aio_context() != s.ctx;
+            if (--s.left > 0) {
+                Read(blk.get(), &s.buf, &s.r);
+            }
+        };
+    }
+    for (int i = 0; i < n; i++) {
+        io[i]->Run([&] { Read(blk.get(), &streams[i].buf, &streams[i].r); });
+    }
+    for (Stream &s : streams) {
+        ASSERT_TRUE(WaitUntil([&] { return s.left == 0; }));
+        EXPECT_EQ(s.elsewhere, 0);
+    }
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    BlkStats st = Stats(blk);
+    EXPECT_EQ(st.reads, static_cast<uint64_t>(n * count));
+    EXPECT_EQ(st.bytes_read, static_cast<uint64_t>(n * count * 512));
+    EXPECT_EQ(st.failed, 0u);
+}
+
+TEST_P(BlkDrain, ContextsMayCloseBeforeTheBackend)
+{
+    Blk blk = Open("null://");
+    Buffer buf(512);
+
+    for (int i = 0; i < 5; i++) {
+        ScopedIOThread a(GetParam()), b(GetParam());
+        Result ra, rb;
+
+        a.Run([&] { Read(blk.get(), &buf, &ra); });
+        b.Run([&] { Read(blk.get(), &buf, &rb); });
+        ASSERT_TRUE(WaitUntil([&] { return ra.calls && rb.calls; }));
+    }
+    EXPECT_EQ(Stats(blk).reads, 10u); /* counters outlive the contexts */
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+}
+
+TEST_P(BlkDrain, AContextThatClosesWaitsForItsRequests)
+{
+    Blk blk = Open("null://?latency-ns=20000000");
+    Buffer buf(512);
+    Result r;
+    {
+        ScopedIOThread io(GetParam());
+        io.Run([&] { Read(blk.get(), &buf, &r); });
+    }
+    EXPECT_EQ(r.calls, 1);
+    EXPECT_EQ(r.ret, 0);
+}
+
+TEST_P(BlkDrain, AThreadThatStopsCancelsWhatOutlastsItsTimeout)
+{
+    Blk blk = Open("null://?latency-ns=3600000000000");
+    Buffer buf(512);
+    Result r;
+    IOThreadOptions opts = {};
+
+    opts.context.monitor = GetParam();
+    opts.stop_timeout_ms = 1;
+    IOThread *io = iothread_new("stops", &opts);
+    ASSERT_NE(io, nullptr);
+    struct Arg {
+        BlockBackend *blk;
+        Buffer *buf;
+        Result *r;
+    } arg = { blk.get(), &buf, &r };
+    auto submit = [](void *opaque) {
+        Arg *a = static_cast<Arg *>(opaque);
+        Read(a->blk, a->buf, a->r);
+    };
+    ASSERT_EQ(aio_bh_schedule_oneshot(iothread_get_aio_context(io), submit, &arg), 0);
+    ASSERT_TRUE(WaitUntil([&] { return Stats(blk).reads == 1; }));
+    EXPECT_EQ(iothread_destroy(io), 0);
+    EXPECT_EQ(r.calls, 1);
+    EXPECT_EQ(r.ret, -ECANCELED);
+}
+
+TEST_P(BlkDrain, BackendsComeAndGoOnLivingContexts)
+{
+    ScopedIOThread a(GetParam()), b(GetParam());
+    Buffer buf(512);
+
+    for (int i = 0; i < (kSanitized ? 20 : 100); i++) {
+        BlockBackend *blk = blk_open("null://", nullptr);
+        Result ra, rb;
+
+        ASSERT_NE(blk, nullptr);
+        a.Run([&] { Read(blk, &buf, &ra); });
+        b.Run([&] { Read(blk, &buf, &rb); });
+        blk_unref(blk); /* waits */
+        EXPECT_EQ(ra.calls, 1);
+        EXPECT_EQ(rb.calls, 1);
+    }
+}
+
+TEST_P(BlkDrain, TheLastReferenceMayGoBelowACallbackOfAnotherContext)
+{
+    ScopedIOThread a(GetParam()), b(GetParam());
+    Buffer buf(512);
+
+    for (int i = 0; i < (kSanitized ? 10 : 50); i++) {
+        BlockBackend *blk = blk_open("null://?latency-ns=300000", nullptr);
+        Result ra;
+
+        ASSERT_NE(blk, nullptr);
+        a.Run([&] { Read(blk, &buf, &ra); });
+        b.Run([&] { blk_unref(blk); }); /* in a bottom half */
+        ASSERT_TRUE(WaitUntil([&] { return ra.calls == 1; }));
+        EXPECT_EQ(ra.ret, 0);
+    }
+}
+
+/* ---- Synchronous calls ------------------------------------------------------------------------ */
+
+TEST_P(BlkDrain, SyncCallsOnAHomeThreadPollItsContext)
+{
+    LocalContext own(GetParam());
+    MemDisk disk("sync-home", 65536);
+    Blk blk = Open("mem:sync-home");
+    char out[100], in[100] = {};
+
+    disk.later = true;
+    memset(out, 'x', sizeof(out));
+    EXPECT_EQ(blk_pwrite(blk.get(), 7, sizeof(out), out, BDRV_REQ_FUA), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 7, sizeof(in), in, BdrvRequestFlags()), 0);
+    EXPECT_EQ(memcmp(in, out, sizeof(in)), 0);
+    EXPECT_EQ(disk.fua, 1);
+    EXPECT_EQ(blk_flush(blk.get()), 0);
+    EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 7, 50, BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pdiscard(blk.get(), 60, 10), 0);
+    EXPECT_EQ(disk.data[56], 0);
+    EXPECT_EQ(disk.data[57], 'x');
+    EXPECT_EQ(blk_pread(blk.get(), 65536, 1, in, BdrvRequestFlags()), -EINVAL);
+    EXPECT_EQ(blk_pread(blk.get(), 0, -1, in, BdrvRequestFlags()), -EINVAL);
+}
+
+TEST_P(BlkDrain, SyncCallsWorkBelowACallback)
+{
+    LocalContext own(GetParam());
+    Blk blk = Open("null://?latency-ns=1000");
+    Buffer buf(512);
+    Result r;
+    int ret = 1;
+
+    r.then = [&] { ret = blk_pread(blk.get(), 0, buf.size, buf.data, BdrvRequestFlags()); };
+    Read(blk.get(), &buf, &r);
+    ASSERT_TRUE(own.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_EQ(ret, 0);
+}
+
+TEST(BlkSync, PlainThreadsAreServedByAnIothreadOfTheBackend)
+{
+    MemDisk disk("sync-plain", 1 << 20);
+    Blk blk = Open("mem:sync-plain");
+    std::atomic<int> bad{ 0 };
+
+    disk.later = true;
+    RunThreads(4, [&](int t) {
+        std::vector<char> out(4096, static_cast<char>('a' + t)), in(4096);
+        for (int i = 0; i < 20; i++) {
+            int64_t offset = t * 131072 + i * 4096;
+            bad += blk_pwrite(blk.get(), offset, 4096, out.data(), BdrvRequestFlags()) != 0;
+            bad += blk_pread(blk.get(), offset, 4096, in.data(), BdrvRequestFlags()) != 0;
+            bad += in != out;
+        }
+        bad += blk_flush(blk.get()) != 0;
+    });
+    EXPECT_EQ(bad, 0);
+    EXPECT_EQ(Stats(blk).writes, 80u);
+}
+
+TEST(BlkSync, ErrorsComeBack)
+{
+    MemDisk disk("sync-error", 65536);
+    Blk blk = Open("mem:sync-error");
+    char c;
+
+    disk.fail = -EIO;
+    EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), -EIO);
+    EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), 0);
+}

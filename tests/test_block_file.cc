@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: MIT */
+/* The file driver on a real file system. */
+#include "block_support.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+class BlkFile : public testing::Test
+{
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR("io_uring");
+    }
+    std::string Spec(const std::string &options) const
+    {
+        return "file:" + dir.Path("disk") + "?" + options;
+    }
+    /* What is in the file at @offset, read behind the library's back. */
+    std::string Raw(int64_t offset, size_t n)
+    {
+        std::string text(n, '\0');
+        int fd = open(dir.Path("disk").c_str(), O_RDONLY);
+
+        EXPECT_GE(fd, 0);
+        EXPECT_EQ(pread(fd, &text[0], n, offset), static_cast<ssize_t>(n));
+        close(fd);
+        return text;
+    }
+
+    TempDir dir;
+};
+
+TEST_F(BlkFile, WritesArriveAndReadBack)
+{
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("create=on&size=1M"));
+    std::string out = "some bytes at an odd place", in(out.size(), '\0');
+
+    EXPECT_EQ(blk_pwrite(blk.get(), 12345, static_cast<int64_t>(out.size()), out.data(),
+                         BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 12345, static_cast<int64_t>(in.size()), &in[0],
+                        BdrvRequestFlags()), 0);
+    EXPECT_EQ(in, out);
+    EXPECT_EQ(blk_flush(blk.get()), 0);
+    EXPECT_EQ(Raw(12345, out.size()), out);
+    EXPECT_EQ(Stats(blk).bounced, 0u);
+}
+
+TEST_F(BlkFile, FuaWritesArrive)
+{
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("create=on&size=1M"));
+
+    EXPECT_EQ(blk_pwrite(blk.get(), 0, 3, "fua", BDRV_REQ_FUA), 0);
+    EXPECT_EQ(Raw(0, 3), "fua");
+}
+
+TEST_F(BlkFile, ZeroesAndDiscardsReadAsZeroes)
+{
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("create=on&size=1M"));
+    std::string ones(1 << 20, '\x01');
+
+    ASSERT_EQ(blk_pwrite(blk.get(), 0, 1 << 20, ones.data(), BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 1000, 100000, BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 200000, 100000, BDRV_REQ_MAY_UNMAP), 0);
+    EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 400001, 10, BDRV_REQ_FUA), 0);
+    EXPECT_EQ(blk_pdiscard(blk.get(), 512 << 10, 512 << 10), 0);
+    EXPECT_EQ(blk_flush(blk.get()), 0);
+    EXPECT_EQ(Raw(999, 1), "\x01");
+    EXPECT_EQ(Raw(1000, 100000), std::string(100000, '\0'));
+    EXPECT_EQ(Raw(101000, 1), "\x01");
+    EXPECT_EQ(Raw(200000, 100000), std::string(100000, '\0'));
+    EXPECT_EQ(Raw(400000, 1) + Raw(400011, 1), "\x01\x01");
+    EXPECT_EQ(Raw(400001, 10), std::string(10, '\0'));
+    struct stat st;
+    ASSERT_EQ(stat(dir.Path("disk").c_str(), &st), 0);
+    EXPECT_EQ(st.st_size, 1 << 20);
+}
+
+TEST_F(BlkFile, VectorsAndLargeRequestsArrive)
+{
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("create=on&size=32M"));
+    Buffer out(20 << 20), in(20 << 20);
+    std::vector<struct iovec> iov;
+    QEMUIOVector q;
+    Result w, r;
+
+    for (size_t i = 0; i < out.size; i++) {
+        out.data[i] = static_cast<uint8_t>(i * 13 + i / 4093);
+    }
+    for (size_t at = 0, n; at < out.size; at += n) {
+        n = std::min<size_t>(out.size - at, 1 + at % 9973);
+        iov.push_back({ out.data + at, n });
+    }
+    ASSERT_GT(iov.size(), 2000u);
+    qemu_iovec_init_external(&q, iov.data(), static_cast<int>(iov.size()));
+    blk_aio_pwritev(blk.get(), 77, &q, BdrvRequestFlags(), Ended, &w);
+    ASSERT_TRUE(ctx.PollUntil([&] { return w.calls == 1; }));
+    EXPECT_EQ(w.ret, 0);
+    blk_aio_preadv(blk.get(), 77, &in.qiov, BdrvRequestFlags(), Ended, &r);
+    ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_EQ(r.ret, 0);
+    EXPECT_EQ(memcmp(in.data, out.data, in.size), 0);
+    EXPECT_EQ(Stats(blk).split, 2u);
+}
+
+TEST_F(BlkFile, AReadPastAnEndThatHasMovedIsAnError)
+{
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("create=on&size=1M"));
+    std::string in(8192, 'x');
+
+    ASSERT_EQ(truncate(dir.Path("disk").c_str(), 4096), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 0, 4096, &in[0], BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 0, 8192, &in[0], BdrvRequestFlags()), -EIO);
+    EXPECT_EQ(blk_pread(blk.get(), 8192, 4096, &in[0], BdrvRequestFlags()), -EIO);
+}
+
+TEST_F(BlkFile, ReadOnlyFilesRefuseWrites)
+{
+    { Open(Spec("create=on&size=64k")); }
+    LocalContext ctx("io_uring");
+    Blk blk = Open(Spec("read-only=on"));
+    char c = 1;
+
+    EXPECT_EQ(blk_pwrite(blk.get(), 0, 1, &c, BdrvRequestFlags()), -EPERM);
+    EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), 0);
+    EXPECT_EQ(c, 0);
+    EXPECT_EQ(blk_flush(blk.get()), 0);
+}
+
+TEST_F(BlkFile, WithoutARingRequestsEndInENOTSUP)
+{
+    LocalContext ctx("ppoll");
+    Blk blk = Open(Spec("create=on&size=64k"));
+    Buffer buf(512);
+    Result r;
+
+    ASSERT_NE(blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &r), nullptr);
+    EXPECT_EQ(r.calls, 0);
+    ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_EQ(r.ret, -ENOTSUP);
+}
+
+TEST_F(BlkFile, ManyContextsShareOneFile)
+{
+    Blk blk = Open(Spec("create=on&size=4M"));
+    const int n = 3, count = kSanitized ? 100 : 500;
+    std::vector<std::unique_ptr<ScopedIOThread>> io;
+    std::atomic<int> bad{ 0 };
+
+    for (int i = 0; i < n; i++) {
+        io.emplace_back(new ScopedIOThread("io_uring"));
+    }
+    RunThreads(n, [&](int t) {
+        io[t]->Run([&] {
+            std::string out(4096, static_cast<char>('a' + t)), in(4096, '\0');
+            for (int i = 0; i < count; i++) {
+                int64_t offset = (i * n + t) % 1024 * 4096;
+                bad += blk_pwrite(blk.get(), offset, 4096, out.data(), BdrvRequestFlags()) != 0;
+                bad += blk_pread(blk.get(), offset, 4096, &in[0], BdrvRequestFlags()) != 0;
+            }
+        });
+    });
+    EXPECT_EQ(bad, 0);
+    EXPECT_EQ(Stats(blk).writes, static_cast<uint64_t>(n * count));
+}
+
+TEST_F(BlkFile, DeadlinesAndCancelsEndEveryRequestOnce)
+{
+    for (const char *options : { "create=on&size=4M", "create=on&size=4M&detach=on" }) {
+        LocalContext ctx("io_uring");
+        Blk blk = Open(Spec(options));
+        const int n = 64;
+        std::vector<std::unique_ptr<Buffer>> bufs;
+        Result r[n];
+
+        for (int i = 0; i < n; i++) {
+            BlkReqOpts opts = {};
+            bufs.emplace_back(new Buffer(65536, i));
+            opts.deadline_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + i * 20000;
+            BlockAIOCB *acb = blk_aio_pwritev_opts(blk.get(), i % 8 * 65536, &bufs[i]->qiov,
+                                                   BdrvRequestFlags(), Ended, &r[i], &opts);
+            ASSERT_NE(acb, nullptr);
+            if (i % 3 == 0) {
+                blk_aio_cancel_async(acb);
+            }
+        }
+        ASSERT_TRUE(ctx.PollUntil([&] {
+            for (Result &one : r) {
+                if (!one.calls) {
+                    return false;
+                }
+            }
+            return true;
+        }));
+        for (Result &one : r) {
+            EXPECT_EQ(one.calls, 1);
+            EXPECT_TRUE(one.ret == 0 || one.ret == -ETIMEDOUT || one.ret == -ECANCELED) << one.ret;
+        }
+        BlkStats st = Stats(blk);
+        EXPECT_EQ(st.failed, st.timed_out + st.cancelled);
+    }
+}
+
+TEST(BlkFileSync, PlainThreadsReadAndWriteFiles)
+{
+    SKIP_WITHOUT_MONITOR("io_uring");
+    TempDir dir;
+    Blk blk = Open("file:" + dir.Path("disk") + "?create=on&size=64k");
+    char in[5] = {};
+
+    if (blk_flush(blk.get()) == -ENOTSUP) {
+        GTEST_SKIP() << "AIOCTX_FDMON asks for a monitor without a ring";
+    }
+    EXPECT_EQ(blk_pwrite(blk.get(), 100, 5, "plain", BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 100, 5, in, BdrvRequestFlags()), 0);
+    EXPECT_EQ(std::string(in, 5), "plain");
+}

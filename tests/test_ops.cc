@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT */
+/* Operations on the ring. */
+#include "loop_support.h"
+
+#include <liburing.h>
+
+struct Op {
+    CqeHandler handler = {};
+    std::function<void(struct io_uring_sqe *)> prep;
+    int calls = 0;
+
+    Op()
+    {
+        handler.cb = [](CqeHandler *h) { reinterpret_cast<Op *>(h)->calls++; };
+    }
+    int Add()
+    {
+        return aio_add_sqe([](struct io_uring_sqe *sqe, void *o) { static_cast<Op *>(o)->prep(sqe); },
+                           this, &handler);
+    }
+};
+
+class Ops : public testing::Test
+{
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR("io_uring");
+    }
+};
+
+TEST_F(Ops, CompleteOnceWithTheirResult)
+{
+    ScopedContext ctx("io_uring");
+    SocketPair s;
+    char c = 0;
+    Op op;
+
+    op.prep = [&](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &c, 1, 0); };
+    ASSERT_EQ(op.Add(), 0);
+    EXPECT_FALSE(aio_poll(ctx, false));
+    ASSERT_EQ(write(s.b, "x", 1), 1);
+    while (!op.calls) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_EQ(op.handler.res, 1);
+    EXPECT_EQ(c, 'x');
+    aio_poll(ctx, false);
+    EXPECT_EQ(op.calls, 1);
+}
+
+TEST_F(Ops, AreSubmittedWithTheWaitInOneSystemCall)
+{
+    ScopedContext ctx("io_uring");
+    Op ops[32];
+
+    aio_poll(ctx, false);
+    uint64_t before = ctx.Stats().syscalls;
+    for (Op &op : ops) {
+        op.prep = [](struct io_uring_sqe *sqe) { io_uring_prep_nop(sqe); };
+        ASSERT_EQ(op.Add(), 0);
+    }
+    aio_poll(ctx, true);
+    EXPECT_EQ(ctx.Stats().syscalls - before, 1u);
+    for (Op &op : ops) {
+        EXPECT_EQ(op.calls, 1);
+    }
+}
+
+TEST_F(Ops, MoreThanTheQueueHolds)
+{
+    ScopedContext ctx("io_uring");
+    std::vector<Op> ops(5000); /* also more than the completion queue */
+    int done = 0;
+
+    for (Op &op : ops) {
+        op.prep = [](struct io_uring_sqe *sqe) { io_uring_prep_nop(sqe); };
+        ASSERT_EQ(op.Add(), 0);
+    }
+    while (done < 5000) {
+        aio_poll(ctx, true);
+        done = 0;
+        for (Op &op : ops) {
+            ASSERT_LE(op.calls, 1);
+            done += op.calls;
+        }
+    }
+    EXPECT_GT(ctx.Stats().sq_full, 0u);
+}
+
+/* Completions beyond the queue's size are held back by the kernel and lost nowhere. */
+TEST_F(Ops, CompletionQueueOverflowLosesNothing)
+{
+    ScopedContext ctx("io_uring");
+    std::vector<Op> ops(3000);
+    std::vector<char> bytes(3000);
+    SocketPair s;
+    int done = 0;
+
+    for (size_t i = 0; i < ops.size(); i++) {
+        ops[i].prep = [&, i](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &bytes[i], 1, 0); };
+        ASSERT_EQ(ops[i].Add(), 0);
+    }
+    aio_poll(ctx, false);
+    close(s.b); /* ends them all at once */
+    s.b = dup(s.a);
+    while (done < 3000) {
+        aio_poll(ctx, true);
+        done = 0;
+        for (Op &op : ops) {
+            ASSERT_LE(op.calls, 1);
+            done += op.calls;
+        }
+    }
+}
+
+TEST_F(Ops, CancelEndsAWaitingOne)
+{
+    ScopedContext ctx("io_uring");
+    SocketPair s;
+    char c;
+    Op op;
+
+    op.prep = [&](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &c, 1, 0); };
+    ASSERT_EQ(op.Add(), 0);
+    aio_poll(ctx, false);
+    ASSERT_EQ(aio_cancel_sqe(&op.handler), 0);
+    while (!op.calls) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_EQ(op.handler.res, -ECANCELED);
+}
+
+TEST_F(Ops, CancelOfOneNotYetSubmittedFollowsIt)
+{
+    ScopedContext ctx("io_uring");
+    SocketPair s;
+    char c;
+    Op op;
+
+    op.prep = [&](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &c, 1, 0); };
+    ASSERT_EQ(op.Add(), 0);
+    ASSERT_EQ(aio_cancel_sqe(&op.handler), 0);
+    while (!op.calls) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_EQ(op.handler.res, -ECANCELED);
+}
+
+/* With deferred task work nothing completes unless the loop enters the kernel: it must notice. */
+TEST_F(Ops, NonBlockingPollsSeeCompletions)
+{
+    ScopedContext ctx("io_uring");
+    SocketPair s;
+    char c;
+    Op op;
+
+    op.prep = [&](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &c, 1, 0); };
+    ASSERT_EQ(op.Add(), 0);
+    aio_poll(ctx, false);
+    ASSERT_EQ(write(s.b, "x", 1), 1);
+    EXPECT_TRUE(WaitUntil([&] {
+        aio_poll(ctx, false);
+        return op.calls == 1;
+    }));
+}
+
+TEST_F(Ops, CallbackMayAddTheNextWithTheSameHandler)
+{
+    ScopedContext ctx("io_uring");
+    static int left;
+    struct Chain {
+        CqeHandler handler = {};
+        static void Prep(struct io_uring_sqe *sqe, void *)
+        {
+            io_uring_prep_nop(sqe);
+        }
+        static void Next(CqeHandler *h)
+        {
+            if (--left > 0) {
+                aio_add_sqe(Prep, nullptr, h);
+            }
+        }
+    } chain;
+
+    left = 1000;
+    chain.handler.cb = Chain::Next;
+    ASSERT_EQ(aio_add_sqe(Chain::Prep, nullptr, &chain.handler), 0);
+    while (left > 0) {
+        aio_poll(ctx, true);
+    }
+    aio_poll(ctx, false);
+    EXPECT_EQ(left, 0);
+}
+
+TEST_F(Ops, NestedPollInACompletionGoesOn)
+{
+    ScopedContext ctx("io_uring");
+    static AioContext *c;
+    static int depth, done;
+    struct Nest {
+        CqeHandler handler = {};
+        static void Cb(CqeHandler *)
+        {
+            done++;
+            if (++depth < 4) {
+                aio_poll(c, false);
+            }
+            depth--;
+        }
+    };
+    std::vector<Nest> nest(20);
+
+    c = ctx;
+    depth = done = 0;
+    for (Nest &n : nest) {
+        n.handler.cb = Nest::Cb;
+        ASSERT_EQ(aio_add_sqe([](struct io_uring_sqe *sqe, void *) { io_uring_prep_nop(sqe); }, nullptr,
+                              &n.handler), 0);
+    }
+    while (done < 20) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_EQ(done, 20);
+}
+
+TEST(OpsElsewhere, PpollSaysThatThereAreNone)
+{
+    ScopedContext ctx("ppoll");
+    Op op;
+
+    op.prep = [](struct io_uring_sqe *) { ADD_FAILURE(); };
+    EXPECT_EQ(op.Add(), -ENOTSUP);
+    EXPECT_EQ(aio_cancel_sqe(&op.handler), -ENOTSUP);
+}
+
+TEST(OpsElsewhere, ThreadWithoutAContextIsRefused)
+{
+    Op op;
+
+    ASSERT_EQ(qemu_get_current_aio_context(), nullptr);
+    EXPECT_EQ(op.Add(), -EINVAL);
+}
