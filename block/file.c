@@ -65,12 +65,12 @@ static int file_check_context(void *state, AioContext *ctx, char **ret_why)
  * buffer before the request has ended is then reported.
  */
 #ifdef __SANITIZE_THREAD__
-void __tsan_write_range(void *addr, unsigned long size);
+void __tsan_write_range(void *addr, long size);
 
 static void tell_tsan(const BlkPiece *piece)
 {
     for (int i = 0; piece->op == BLK_OP_READ && i < piece->niov; i++) {
-        __tsan_write_range(piece->iov[i].iov_base, piece->iov[i].iov_len);
+        __tsan_write_range(piece->iov[i].iov_base, (long)piece->iov[i].iov_len);
     }
 }
 #else

@@ -214,7 +214,7 @@ TEST(TimerRace, EachArmingFiresOnceOrIsDeleted)
         RunThreads(2, [&](int i) {
             std::mt19937 rng(i);
 
-            for (int n = 0; n < kRounds; n++) {
+            for (int n = 0; n < kRounds || fired < 100; n++) {
                 if (rng() % 2) {
                     /* Not armed: arms.  Armed for 0 as it always is: cannot move. */
                     armed += timer_mod_anticipate(t, 0);
@@ -226,7 +226,6 @@ TEST(TimerRace, EachArmingFiresOnceOrIsDeleted)
         deleted += timer_del_sync(t);
     }
     EXPECT_EQ(fired + deleted, armed);
-    EXPECT_GT(fired, 0);
 }
 
 TEST(TimerRace, WhatTheCallerWroteIsVisibleToTheCallback)

@@ -603,13 +603,19 @@ public:
     {
         kill(pid_, number);
     }
-    /* Whether @text has come on the terminal by some time. */
+    /* Waits until @text has come on the terminal; false when the program ends without. */
     bool Shows(const std::string &text)
     {
-        return WaitUntil([&] {
+        bool shown = false;
+
+        WaitUntil([&] {
+            siginfo_t info = {};
+            waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
             Read();
-            return seen_.find(text) != std::string::npos;
+            shown = seen_.find(text) != std::string::npos;
+            return shown || info.si_pid == pid_;
         });
+        return shown;
     }
     /* Whether it has ended; then with which status. */
     bool Ended(int *ret_status)
