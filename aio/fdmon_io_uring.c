@@ -69,7 +69,9 @@ static const unsigned setup_flags[] = {
 
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
-    const unsigned need = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL;
+    /* RSRC_TAGS stands for 5.13, which can change the events of a poll request in the kernel. */
+    const unsigned need = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL |
+                          IORING_FEAT_RSRC_TAGS;
     int ret = -EINVAL;
 
     for (size_t i = 0; i < sizeof(setup_flags) / sizeof(setup_flags[0]) && ret == -EINVAL; i++) {
@@ -83,7 +85,7 @@ static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags
     }
     if (ret == 0 && (m->ring.features & need) != need) {
         io_uring_queue_exit(&m->ring);
-        return -ENOSYS; /* before Linux 5.11 */
+        return -ENOSYS; /* before Linux 5.13 */
     }
     return ret;
 }
