@@ -13,6 +13,7 @@
  * Source: Treiber, "Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986.
  */
 #include "aio/aio_int.h"
+#include "rcu/rcu_int.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -25,6 +26,9 @@ enum {
     BH_DELETED = 1 << 4,
 };
 
+/* On the stack instead of bottom halves: the context has ended. */
+#define BH_STACK_CLOSED ((QEMUBH *)1)
+
 struct QEMUBH {
     AioContext *ctx;
     QEMUBHFunc *cb;
@@ -35,22 +39,39 @@ struct QEMUBH {
 
 static QEMUBH *bh_alloc(AioContext *ctx, QEMUBHFunc *cb, void *opaque, unsigned flags)
 {
-    QEMUBH *bh = malloc(sizeof(*bh));
+    QEMUBH *bh;
 
+    rcu_check_fork("aio_bh");
+    bh = malloc(sizeof(*bh));
     if (bh) {
         *bh = (QEMUBH){ .ctx = ctx, .cb = cb, .opaque = opaque, .flags = flags };
     }
     return bh;
 }
 
-/* May be in a signal handler.  @bh may be run, and freed, as soon as it is on the stack. */
-static void push(AioContext *ctx, QEMUBH *bh)
+/* May be in a signal handler.  @bh may be run, and freed, as soon as it is on the stack.  Returns false
+ * when the context has ended: nothing is accepted any more. */
+static bool push(AioContext *ctx, QEMUBH *bh)
 {
-    QEMUBH *top = ld_relaxed(&ctx->bh_stack);
+    QEMUBH *top = ld_seq(&ctx->bh_stack);
 
     do {
+        if (top == BH_STACK_CLOSED) {
+            return false;
+        }
         st_relaxed(&bh->next, top);
     } while (!cas_seq(&ctx->bh_stack, &top, bh));
+    return true;
+}
+
+/* The stack is closed: @bh is on no list. */
+static void end_closed(QEMUBH *bh, unsigned flags)
+{
+    if (flags & BH_DELETED) {
+        free(bh);
+    } else {
+        fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
+    }
 }
 
 static void set_flags(QEMUBH *bh, unsigned set, unsigned clear, bool notify)
@@ -69,11 +90,16 @@ static void set_flags(QEMUBH *bh, unsigned set, unsigned clear, bool notify)
             new_flags &= ~BH_IDLE; /* it is due sooner already */
         }
     } while (!cas_seq(&bh->flags, &old, new_flags));
-    if (!(old & BH_PENDING)) {
-        push(ctx, bh);
+    if (!(old & BH_PENDING) && !push(ctx, bh)) {
+        end_closed(bh, new_flags);
+        return;
     }
-    /* Also when it was pending: it may have been idle or cancelled, and nobody was told. */
-    if (notify) {
+    /*
+     * Also when it was pending: it may have been idle or cancelled, and nobody was told.  Without
+     * urgency only a sleeper is woken, to take this into its timeout; it announces the sleep before it
+     * looks at the stack, so one of us sees the other.
+     */
+    if (notify || (ld_seq(&ctx->wake) & WAKE_ASLEEP)) {
         aio_notify(ctx);
     }
 }
@@ -95,7 +121,10 @@ int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque)
     if (!bh) {
         return -ENOMEM;
     }
-    push(ctx, bh);
+    if (!push(ctx, bh)) {
+        free(bh);
+        return -ESHUTDOWN;
+    }
     aio_notify(ctx);
     return 0;
 }
@@ -122,15 +151,19 @@ void qemu_bh_delete(QEMUBH *bh)
     }
 }
 
-/* Moves what was pushed to the end of the FIFO, oldest first. */
-static void take_pushed(AioContext *ctx)
+/* Moves what was pushed to the end of the FIFO, oldest first, and leaves @instead on the stack. */
+static void take_pushed(AioContext *ctx, QEMUBH *instead)
 {
     QEMUBH *bh, *first = NULL, *last = NULL;
 
-    if (!ld_seq(&ctx->bh_stack)) {
+    if (ld_seq(&ctx->bh_stack) == instead) {
         return;
     }
-    for (bh = last = xchg_seq(&ctx->bh_stack, NULL); bh;) {
+    last = xchg_seq(&ctx->bh_stack, instead);
+    if (!last) {
+        return;
+    }
+    for (bh = last; bh;) {
         QEMUBH *next = ld_relaxed(&bh->next);
 
         st_relaxed(&bh->next, first);
@@ -155,12 +188,11 @@ static QEMUBH *pop_first(AioContext *ctx)
     return bh;
 }
 
-bool bh_poll(AioContext *ctx)
+static bool run_fifo(AioContext *ctx)
 {
     bool progress = false;
     QEMUBH *bh;
 
-    take_pushed(ctx);
     while ((bh = pop_first(ctx))) {
         /* From here on the bottom half can be pushed again, also by its own callback. */
         unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
@@ -179,6 +211,18 @@ bool bh_poll(AioContext *ctx)
         }
     }
     return progress;
+}
+
+bool bh_poll(AioContext *ctx)
+{
+    take_pushed(ctx, NULL);
+    return run_fifo(ctx);
+}
+
+void bh_run_last(AioContext *ctx)
+{
+    take_pushed(ctx, BH_STACK_CLOSED);
+    run_fifo(ctx);
 }
 
 int64_t bh_timeout(AioContext *ctx)
@@ -206,7 +250,7 @@ void bh_drop_all(AioContext *ctx)
 {
     QEMUBH *bh;
 
-    take_pushed(ctx);
+    take_pushed(ctx, BH_STACK_CLOSED);
     while ((bh = pop_first(ctx))) {
         unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
 

@@ -2,11 +2,11 @@
 /*
  * Backends: opening, references, closing, and the list of drivers.
  *
- * Closing.  The last reference waits until the queues are idle, or, below a callback, sets `closing`
- * and leaves it to whoever ends the last request (blk_close_check(), reached through `watch` as in
- * drain.c).  Then the driver is closed, and each queue is taken down by its own home thread, later:
- * that may still be on its way out of the bottom half that ended the request.  The memory goes when
- * the last of them has (`pins`).
+ * Closing.  The last reference waits until the queues are idle, or, below a callback, sets
+ * `closing` and leaves it to whoever ends the last request (blk_close_check(), reached through
+ * `watch` as in drain.c).  Then the driver is closed, and each queue is taken down by its own home
+ * thread, later: that may still be on its way out of the bottom half that ended the request.  The
+ * memory goes when the last of them has (`pins`).
  */
 #include "block/block_int.h"
 

@@ -2,21 +2,21 @@
 /*
  * Waiting for requests to end, and holding new ones back.
  *
- * The home thread keeps its requests in flight in the order of issue, and publishes the number of the
- * next one (next_seq) and of the oldest one (oldest_seq).  All that were issued up to a moment have
- * ended once oldest_seq has reached the next_seq of that moment; nobody has to be asked.
+ * The home thread keeps its requests in flight in the order of issue, and publishes the number of
+ * the next one (next_seq) and of the oldest one (oldest_seq).  All that were issued up to a moment
+ * have ended once oldest_seq has reached the next_seq of that moment; nobody has to be asked.
  *
  *      who waits                             who ends a request (home)
  *      W1  watch++                           E1  oldest_seq = ..., n_held, n_detached
  *      W2  look at oldest_seq and so on      E2  watch != 0 ? wake all who wait
  *          not yet: sleep
  *
- * All sequentially consistent: W2 sees E1, or E2 sees W1.  A home thread sleeps in aio_poll() of its
- * own context and is woken by aio_notify(); others sleep on a condition.
+ * All sequentially consistent: W2 sees E1, or E2 sees W1.  A home thread sleeps in aio_poll() of
+ * its own context and is woken by aio_notify(); others sleep on a condition.
  *
  * Holding back: who drains raises `held`, then reads next_seq; who submits publishes next_seq, then
- * reads `held`.  Either the one waits for the request, or the other withdraws it into the queue's held
- * list.  Held requests are not in flight, and nobody waits for them while they are held.
+ * reads `held`.  Either the one waits for the request, or the other withdraws it into the queue's
+ * held list.  Held requests are not in flight, and nobody waits for them while they are held.
  */
 #include "block/block_int.h"
 

@@ -8,9 +8,10 @@
  *   - a read or a write starts at a multiple of request_alignment, and ends at one or at the length
  *     of the backend; it never crosses the last multiple of request_alignment before the length, so
  *     that a last part of odd size (the "tail") comes alone;
- *   - it has at most max_iov buffers and max_transfer bytes; except in the tail its buffers begin at
- *     multiples of memory_alignment and have lengths that are multiples of request_alignment;
- *   - a discard or a zeroing keeps the first rule, but may end with the tail in it and be of any length.
+ *   - it has at most max_iov buffers and max_transfer bytes; except in the tail its buffers begin
+ *     at multiples of memory_alignment and have lengths that are multiples of request_alignment;
+ *   - a discard or a zeroing keeps the first rule, but may end with the tail in it and be of any
+ *     length.
  *
  * Each request has one piece with the driver at a time, and pieces of one queue are all submitted,
  * cancelled and completed on that queue's home thread, outside any lock.

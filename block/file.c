@@ -64,6 +64,11 @@ static int file_check_context(void *state, AioContext *ctx, char **ret_why)
  * ThreadSanitizer does not see the kernel write into a buffer: tell it.  A thread that looks at the
  * buffer before the request has ended is then reported.
  */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
 #ifdef __SANITIZE_THREAD__
 void __tsan_write_range(void *addr, long size);
 

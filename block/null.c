@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The null driver: reads give zeroes, the rest is dropped; each request takes latency-ns, measured
- * by a timer in the piece on the list group of its context.  A piece that waits is recalled at once.
+ * by a timer in the piece on the list group of its context.  A piece that waits is recalled at
+ * once.
  */
 #include "block/block_int.h"
 

@@ -2,18 +2,20 @@
 /*
  * Turning a request into pieces that the driver takes as they are.
  *
- * A request has one piece with the driver at a time.  blk_req_step() makes the next one from how far
- * the request has come (`done`), submits it, and goes on while pieces complete at once; results are
- * accounted in take_result().  Since a piece follows from `done` alone, a short transfer is continued
- * and an interrupted one tried again by just making the next piece.
+ * A request has one piece with the driver at a time.  blk_req_step() makes the next one from how
+ * far the request has come (`done`), submits it, and goes on while pieces complete at once;
+ * results are accounted in take_result().  Since a piece follows from `done` alone, a short
+ * transfer is continued and an interrupted one tried again by just making the next piece.
  *
  *   read   as much as the driver takes directly, else an aligned window through the bounce buffer
  *   write  whole units directly, or through the bounce buffer when only the memory does not suit;
  *          a unit that is covered in part is read, changed and written back
- *   zeroes whole units by the driver's own means, or by writing a shared buffer of zeroes; parts of a
+ *   zeroes whole units by the driver's own means, or by writing a shared buffer of zeroes; parts
+ *   of a
  *          unit as a write
  *
- * A unit is request_alignment bytes; what is left at the end of the backend, the tail, is a unit too.
+ * A unit is request_alignment bytes; what is left at the end of the backend, the tail, is a unit
+ * too.
  */
 #include "block/block_int.h"
 

@@ -3,9 +3,9 @@
  * Queues: what a backend keeps for each context that uses it.
  *
  * A queue is made by the home thread at its first request and found again without a lock: the list
- * only ever grows at its front.  When its context closes, or its backend does, the home thread takes
- * the queue's resources down; the queue itself stays in the list, keeps its counters, and serves the
- * next context that comes.
+ * only ever grows at its front.  When its context closes, or its backend does, the home thread
+ * takes the queue's resources down; the queue itself stays in the list, keeps its counters, and
+ * serves the next context that comes.
  */
 #include "block/block_int.h"
 

@@ -2,19 +2,19 @@
 /*
  * Ranges: which writes wait for which.
  *
- * A write that changes part of an aligned unit reads the unit, changes it and writes it back.  Until
- * it has, no other write may touch the unit, from any context.  Nor may one touch the range of a
- * detached write before that has settled.  Such writes are called serialising; all others need not
- * look at each other, and pay for this file with two stores and two loads:
+ * A write that changes part of an aligned unit reads the unit, changes it and writes it back. 
+ * Until it has, no other write may touch the unit, from any context.  Nor may one touch the range
+ * of a detached write before that has settled.  Such writes are called serialising; all others
+ * need not look at each other, and pay for this file with two stores and two loads:
  *
  *      an ordinary write begins                 a serialising one comes
  *      A1  fast_writes++   (its queue)          B1  serialisers++   (lock held)
  *      A2  serialisers == 0 ?                   B2  every queue's fast_writes == 0 ?
  *          yes: go; no: fast_writes--, lock
  *
- * All four are sequentially consistent, so one of the two sees the other: either A2 sees B1, and the
- * write lines up in the list under the lock; or B2 sees A1, and the serialising one waits.  When an
- * ordinary write ends it does
+ * All four are sequentially consistent, so one of the two sees the other: either A2 sees B1, and
+ * the write lines up in the list under the lock; or B2 sees A1, and the serialising one waits. 
+ * When an ordinary write ends it does
  *
  *      A3  fast_writes--                        (B2 looks again under the lock)
  *      A4  serialisers == 0 ? no: take the lock and do B2 for those that wait

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Synchronous calls.  A home thread submits to its own context and polls that; a plain thread has an
- * iothread of the backend do it, which is made at the first such call.
+ * Synchronous calls.  A home thread submits to its own context and polls that; a plain thread has
+ * an iothread of the backend do it, which is made at the first such call.
  */
 #include "block/block_int.h"
 

@@ -61,7 +61,7 @@ static __thread struct {
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static pthread_once_t worker_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_key;
-static bool forked;          /* written once, in a child's only thread */
+bool rcu_forked;              /* written once, in a child's only thread */
 static unsigned long backlog; /* deferred calls not yet made; atomic */
 static char edge;            /* the address that stands for "a read section ended" */
 
@@ -74,7 +74,7 @@ static void unregister_self(void *unused)
 static void after_fork_in_child(void)
 {
     /* The worker and the other readers are gone; the next use must take the slow path and abort. */
-    forked = true;
+    rcu_forked = true;
     self.registered = false;
 }
 
@@ -97,12 +97,10 @@ static void worker_init(void)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
-void rcu_check_fork(const char *call)
+void rcu_die_forked(const char *call)
 {
-    if (unlikely(forked)) {
-        die_misuse(call, "called in a child of fork(): the library's threads exist only in the "
-                         "parent; call exec, or use the library in one of the two");
-    }
+    die_misuse(call, "called in a child of fork(): the library's threads exist only in the parent; "
+                     "call exec, or use the library in one of the two");
 }
 
 static __attribute__((noinline)) void register_self(void)
@@ -216,7 +214,7 @@ void aio_rcu_barrier(void)
  */
 static __attribute__((destructor)) void process_exit(void)
 {
-    if (forked || aio_rcu_read_ongoing()) {
+    if (rcu_forked || aio_rcu_read_ongoing()) {
         return;
     }
     for (int i = 0; i < 500 && ld_relaxed(&backlog) > 0; i++) {

@@ -3,11 +3,19 @@
 #ifndef RCU_RCU_INT_H
 #define RCU_RCU_INT_H
 
-/*
- * Aborts, naming @call, when the calling thread is a child that fork() left with the library's
- * state but without its threads.  Cheap: one load.
- */
-void rcu_check_fork(const char *call);
+#include <stdbool.h>
+
+/* Set in a child of fork(), which has the library's state but none of its threads. */
+extern bool rcu_forked;
+_Noreturn void rcu_die_forked(const char *call);
+
+/* Aborts, naming @call, in a child of fork(). */
+static inline void rcu_check_fork(const char *call)
+{
+    if (__builtin_expect(rcu_forked, 0)) {
+        rcu_die_forked(call);
+    }
+}
 
 /* Aborts, naming @call, when the calling thread is inside a read section: it is about to wait. */
 void rcu_check_may_wait(const char *call);

@@ -306,10 +306,21 @@ int64_t MemDisk::Perform(BlkPiece *p)
     return static_cast<int64_t>(moved);
 }
 
+struct Later {
+    BlkPiece *piece;
+    int passes;
+};
+
 static void CompleteBH(void *opaque)
 {
-    BlkPiece *piece = static_cast<BlkPiece *>(opaque);
+    Later *later = static_cast<Later *>(opaque);
+    BlkPiece *piece = later->piece;
 
+    if (later->passes-- > 0) {
+        EXPECT_EQ(aio_bh_schedule_oneshot(qemu_get_current_aio_context(), CompleteBH, later), 0);
+        return;
+    }
+    delete later;
     blk_piece_done(piece, DiskOf(piece->state)->Perform(piece));
 }
 
@@ -324,7 +335,8 @@ void MemDisk::Submit(BlkPiece *piece)
         return;
     }
     if (later) {
-        ASSERT_EQ(aio_bh_schedule_oneshot(qemu_get_current_aio_context(), CompleteBH, piece), 0);
+        Later *l = new Later{ piece, lag ? submitted % (lag + 1) : 0 };
+        ASSERT_EQ(aio_bh_schedule_oneshot(qemu_get_current_aio_context(), CompleteBH, l), 0);
         return;
     }
     blk_piece_done(piece, Perform(piece));

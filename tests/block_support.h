@@ -106,6 +106,7 @@ public:
     std::atomic<bool> stall{false};      /* keep pieces until Release() */
     std::atomic<bool> recall{false};     /* cancelling a stalled piece works */
     std::atomic<bool> later{false};      /* complete from a bottom half, else inside submit */
+    std::atomic<int> lag{0};             /* with later: pieces take up to so many passes more */
     std::atomic<uint32_t> transfer{0};   /* move no more than this at once; 0: all */
     std::atomic<int> fail{0};            /* the next piece ends in this */
     std::atomic<int> interrupt{0};       /* so many pieces end in -EINTR */

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <thread>
+#include <unistd.h>
 
 static BlockAIOCB *Read(BlockBackend *blk, Buffer *buf, Result *r)
 {
@@ -406,4 +407,103 @@ TEST(BlkSync, ErrorsComeBack)
     disk.fail = -EIO;
     EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), -EIO);
     EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), 0);
+}
+
+/* ---- All at once ------------------------------------------------------------------------------ */
+
+struct Chaos {
+    BlockBackend *blk;
+    unsigned seed;
+    std::atomic<int> submitted{ 0 }, ended{ 0 }, twice{ 0 };
+};
+
+/* Keeps up to 16 requests in flight on the current context, with deadlines, cancels and overlaps. */
+static void RunChaos(Chaos *c, int count)
+{
+    struct Slot {
+        Buffer buf{ 3000 };
+        QEMUIOVector qiov;
+        Result r;
+        BlockAIOCB *acb;
+        bool busy = false;
+    };
+    std::vector<std::unique_ptr<Slot>> slots(16);
+    unsigned seed = c->seed;
+    auto random = [&](int n) { return static_cast<int>((seed = seed * 1103515245 + 12345) >> 16) % n; };
+    int busy = 0;
+
+    for (auto &s : slots) {
+        s.reset(new Slot);
+    }
+    while (count > 0 || busy > 0) {
+        for (auto &s : slots) {
+            if (s->busy && s->r.calls) {
+                c->twice += s->r.calls != 1;
+                s->r.calls = 0;
+                s->busy = false;
+                busy--;
+                c->ended++;
+            }
+            if (s->busy && random(300) == 0) {
+                blk_aio_cancel_async(s->acb);
+            }
+            if (!s->busy && count > 0 && random(2)) {
+                int64_t offset = random(16000);
+                BlkReqOpts opts = {};
+
+                opts.deadline_ns = random(3) ? -1 : qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + random(60000);
+                qemu_iovec_init_buf(&s->qiov, s->buf.data, static_cast<size_t>(1 + random(3000)));
+                s->acb = random(3)
+                    ? blk_aio_pwritev_opts(c->blk, offset, &s->qiov, BdrvRequestFlags(), Ended, &s->r, &opts)
+                    : blk_aio_preadv_opts(c->blk, offset, &s->qiov, BdrvRequestFlags(), Ended, &s->r, &opts);
+                ASSERT_NE(s->acb, nullptr);
+                s->busy = true;
+                busy++;
+                count--;
+                c->submitted++;
+            }
+        }
+        aio_poll(qemu_get_current_aio_context(), false);
+    }
+}
+
+TEST_P(BlkDrain, DeadlinesCancelsOverlapsAndSectionsTogetherLoseNothing)
+{
+    for (const char *options : { "", "?detach=on" }) {
+        const int n = 3, count = kSanitized ? 1500 : 5000;
+        MemDisk disk("chaos", 20000, 512);
+        Blk blk = Open(std::string("mem:chaos") + options);
+        Chaos chaos[n];
+        std::atomic<int> left{ n };
+
+        disk.later = true;
+        disk.lag = 6;
+        RunThreads(n + 1, [&](int t) {
+            if (t < n) {
+                LocalContext ctx(GetParam());
+
+                chaos[t].blk = blk.get();
+                chaos[t].seed = static_cast<unsigned>(t + 1);
+                RunChaos(&chaos[t], count);
+                left--;
+                return;
+            }
+            while (left > 0) {
+                ASSERT_EQ(blk_drained_begin(blk.get()), 0);
+                blk_drained_end(blk.get());
+                usleep(500);
+            }
+        });
+        for (Chaos &c : chaos) {
+            EXPECT_EQ(c.ended, count);
+            EXPECT_EQ(c.twice, 0);
+        }
+        BlkStats st = Stats(blk);
+        EXPECT_EQ(st.reads + st.writes, static_cast<uint64_t>(n * count));
+        EXPECT_EQ(st.failed, st.timed_out + st.cancelled);
+        EXPECT_EQ(st.detached, st.settled);
+        EXPECT_EQ(st.detached > 0, *options != 0);
+        EXPECT_GT(st.bounced, 0u);
+        EXPECT_LT(st.failed, st.reads + st.writes);
+    }
 }

@@ -90,7 +90,8 @@ TEST(ToolStressOptions, WrongOnesGetOneLineAndStatus2)
     const char *wrong[] = { "--seconds abc", "--seconds -1", "--seed x", "--threads 0",
                             "--threads 31",  "--contexts 0", "--timers 0", "--monitor kqueue",
                             "--mix mod",     "--mix fly=1",  "--mix mod=-1", "--mix mod=0",
-                            "--plant none",  "extra" };
+                            "--plant none",  "extra",        "--unknown",  "-Z",
+                            "--seed",        "-s" };
 
     for (const char *args : wrong) {
         CommandResult r = Stress(args);

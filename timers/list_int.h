@@ -82,7 +82,8 @@ struct QEMUTimerList {
     pthread_cond_t run_done; /* a run ended while sync_waiters > 0 */
     unsigned sync_waiters;
     unsigned depth;          /* passes on the runner's stack */
-    bool closed;
+    bool closed;             /* nothing can be armed any more */
+    bool freed;              /* timerlist_free() was called */
 
     struct timer_class cls[CLASS_MAX] __attribute__((aligned(64)));
     AioRcuHead rcu;

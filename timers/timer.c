@@ -73,6 +73,9 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
         init_clocks(NULL);
         group = &main_loop_tlg;
     }
+    if (!group->tl[type]) {
+        die_misuse("timer_init", "the group has no lists: it was not initialised, or its context is gone");
+    }
     *ts = (QEMUTimer){
         .expire_time = -1,
         .timer_list = group->tl[type],

@@ -12,6 +12,7 @@
 #include "rcu/atomic_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/clock_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -97,23 +98,36 @@ static void disarm_all_locked(QEMUTimerList *tl)
     }
 }
 
+static void close_list(QEMUTimerList *tl, const char *call, bool free_it)
+{
+    pthread_mutex_lock(&tl->lock);
+    if (tl->freed) {
+        die_misuse(call, "the list was freed before");
+    }
+    if (ld_seq(&tl->passes) > 0) {
+        die_misuse(call, "timerlist_run_timers() of this list is running");
+    }
+    tl->closed = true;
+    tl->freed = free_it;
+    disarm_all_locked(tl);
+    pthread_mutex_unlock(&tl->lock);
+}
+
 void timerlist_free(QEMUTimerList *tl)
 {
     if (!tl) {
         return;
     }
-    pthread_mutex_lock(&tl->lock);
-    if (tl->closed) {
-        die_misuse("timerlist_free", "the list was freed before");
-    }
-    if (ld_seq(&tl->passes) > 0) {
-        die_misuse("timerlist_free", "timerlist_run_timers() of this list is running");
-    }
-    tl->closed = true;
-    disarm_all_locked(tl);
-    pthread_mutex_unlock(&tl->lock);
+    close_list(tl, "timerlist_free", true);
     clock_remove_list(tl);
     timerlist_put(tl);
+}
+
+void timerlistgroup_close(QEMUTimerListGroup *tlg)
+{
+    for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
+        close_list(tlg->tl[type], "timerlistgroup_close", false);
+    }
 }
 
 /* ---- Arming's half that belongs to the list --------------------------------------------------- */

@@ -129,7 +129,8 @@ static _Noreturn void list_plants(void)
     exit(0);
 }
 
-static void parse_option(struct options *opt, int c)
+/* @arg: as it was written, for messages. */
+static void parse_option(struct options *opt, int c, const char *arg)
 {
     switch (c) {
     case 's':
@@ -167,8 +168,11 @@ static void parse_option(struct options *opt, int c)
     case 'h':
         fputs(help, stdout);
         exit(0);
-    default: /* getopt has said what is wrong */
-        fprintf(stderr, "aioctx-stress: --help shows the options\n");
+    case ':':
+        fprintf(stderr, "aioctx-stress: option '%s' needs a value; --help shows them\n", arg);
+        exit(2);
+    default:
+        fprintf(stderr, "aioctx-stress: there is no option '%s'; --help shows them\n", arg);
         exit(2);
     }
 }
@@ -191,8 +195,8 @@ void options_parse(struct options *opt, int argc, char **argv)
         .mix = { [OP_MOD] = 40, [OP_ANTICIPATE] = 15, [OP_DEL] = 12, [OP_DEL_SYNC] = 8,
                  [OP_FREE] = 5, [OP_EMBED] = 10, [OP_READ] = 10 },
     };
-    while ((c = getopt_long(argc, argv, "s:t:c:n:qh", options, NULL)) != -1) {
-        parse_option(opt, c);
+    while ((c = getopt_long(argc, argv, ":s:t:c:n:qh", options, NULL)) != -1) {
+        parse_option(opt, c, argv[optind - 1]);
     }
     if (optind < argc) {
         fprintf(stderr, "aioctx-stress: unexpected argument '%s'; --help shows the options\n",

@@ -78,7 +78,7 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *
  * Returns NULL and a message for people in *@ret_why (to be freed; NULL when out of memory; @ret_why
  * may be NULL), which names the option and the accepted values; errno is set too: EINVAL for a bad
- * spec, that of open(2), ENOMEM.
+ * spec, that of open(2), ENOMEM.  A file is created sparse: a disk that is full shows at a write.
  * Thread: any; blocks on the file system.  Lifetime: one reference, given back with blk_unref().
  */
 BlockBackend *blk_open(const char *spec, char **ret_why);
@@ -89,7 +89,8 @@ void blk_ref(BlockBackend *blk);
 /*
  * Gives a reference back.  The last one closes the backend once its requests have ended: it waits
  * for them, unless called below a callback on a home thread, where the last request to end closes
- * it.  NULL is ignored.  Thread: any.
+ * it.  What detached requests have left behind counts as well.  The last reference must not go
+ * inside a drained section: aborts.  NULL is ignored.  Thread: any.
  */
 void blk_unref(BlockBackend *blk);
 
@@ -202,7 +203,8 @@ int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequ
 
 /*
  * Waits until every request submitted before, on any context, has ended, its callback included.
- * Requests whose callback is on the caller's own stack are not waited for.
+ * Requests whose callback is on the caller's own stack are not waited for, nor are those that a
+ * drained section holds back, nor pieces that detached requests have left behind.
  * Returns 0; -EDEADLK when called below a callback on a home thread while requests of another
  * context are in flight: those were not waited for.
  * Thread: any; blocks.  On a home thread it polls that context.
@@ -211,7 +213,8 @@ int blk_drain(BlockBackend *blk);
 
 /*
  * Holds new requests back on all contexts and waits as blk_drain() does; requests submitted until
- * the matching blk_drained_end() are issued then, in order.  Calls nest.
+ * the matching blk_drained_end() are issued then, in order; their deadlines count meanwhile.  Calls
+ * nest.  A synchronous call inside the section waits for its end: not by the thread that ends it.
  * Returns as blk_drain(); new requests are held back in any case.  Thread: any; blocks.
  */
 int blk_drained_begin(BlockBackend *blk);
@@ -227,7 +230,7 @@ typedef struct BlkStats {
     uint64_t failed;             /* requests that ended with an error, the next two included */
     uint64_t timed_out;          /* ended with -ETIMEDOUT */
     uint64_t cancelled;          /* ended with -ECANCELED */
-    uint64_t late;               /* ended with their own result after their deadline */
+    uint64_t late;               /* ended with another result after their deadline */
     uint64_t detached;           /* ended by detach while the kernel still had the operation */
     uint64_t settled;            /* of these: have since left the kernel */
     uint64_t bounced;            /* pieces that went through a bounce buffer for alignment */

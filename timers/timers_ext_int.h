@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/* What the timers folder offers to the aio folder beside <aioctx/timers.h>. */
+#ifndef TIMERS_TIMERS_EXT_INT_H
+#define TIMERS_TIMERS_EXT_INT_H
+
+#include <aioctx/timers.h>
+
+/* Disarms every timer and lets none be armed any more; timers may still be initialised, deleted and
+ * freed.  timerlistgroup_deinit() is to follow.  Thread: the one that runs the lists. */
+void timerlistgroup_close(QEMUTimerListGroup *tlg);
+
+#endif
