@@ -54,6 +54,7 @@ enum { DISPATCH_BATCH = 64 };
 
 /* The handlers of one fd.  Home thread only. */
 struct AioHandler {
+    AioContext *ctx;
     int fd;
     uint32_t events; /* POLL*: what is watched for */
     IOHandler *io_read, *io_write;
@@ -66,6 +67,7 @@ struct AioHandler {
     bool queued;      /* its completion is among ctx->done */
     bool armed;       /* io_uring: a poll request is in the kernel or on its way there */
     bool rearm;       /* io_uring: is on the list of handlers to arm */
+    struct fd_request *told; /* removals to be told of once busy is 0 */
     CqeHandler ready; /* its completion: res is a POLL* mask */
     AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, ppoll watched */
 };
@@ -86,21 +88,22 @@ struct AioContext {
     /* Under `lock`. */
     pthread_mutex_t lock;
     struct home_thread *home; /* atomic to read; NULL: none yet, or it has exited */
-    bool home_gone;           /* it has exited */
-    bool zombie;              /* the last reference is gone and home is to close */
+    bool home_gone;           /* it has exited, and has shut the context before */
+    bool zombie;              /* the last reference is gone and home is to close it */
     AioCloseHook *close_hooks;
     AioContext *next_of_home; /* home thread only: its contexts */
 
     /* Home thread only; others read the counters. */
     void *mon_state __attribute__((aligned(64)));
-    uint64_t notifies_seen; /* the count of `wake` as of the last look */
     QEMUBH *bh_first, *bh_last; /* taken from bh_stack, not yet run */
     CqeHandler *done, **done_tail; /* reaped, not yet dispatched */
     AioHandler **handlers;      /* by fd */
     int handlers_size;
+    struct fd_request *fd_first; /* taken from fd_requests, not yet applied */
+    struct fd_request *fd_told;  /* removals that were applied and are to be told of */
     unsigned depth;             /* of aio_poll() */
     bool shut;                  /* context_shutdown() was here */
-    uint64_t inflight_ops;      /* of users, on the ring */
+    uint64_t inflight_ops;      /* of users, on the ring; until their callbacks are called */
     uint64_t inflight_other;    /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
     AioContextStats stats;
@@ -134,8 +137,8 @@ struct FDMonOps {
                    CqeHandler *handler);
     int (*cancel_sqe)(AioContext *ctx, CqeHandler *handler);
     void (*cancel_all)(AioContext *ctx);
-    /* Frees mon_state; @home: called on the home thread.  No handler is watched any more. */
-    void (*close)(AioContext *ctx, bool home);
+    /* Frees mon_state.  No handler is watched any more.  On any thread when there never was a home. */
+    void (*close)(AioContext *ctx);
 };
 
 extern const FDMonOps fdmon_io_uring, fdmon_ppoll;
@@ -156,19 +159,24 @@ void context_enter_home(AioContext *ctx, const char *call);
 bool context_iterate(AioContext *ctx, int64_t max_wait_ns);
 /* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
 void context_notify_from_timer(void *opaque, QEMUClockType type);
-/* context.c: ends all that the context does; see iothread_stop().  Home thread, or home is gone. */
+/* context.c: ends all that the context does; see iothread_stop().  Home thread, or there never was one. */
 void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns);
+#define CONTEXT_STOP_LIMIT_NS INT64_C(10000000000)
 
 /* bh.c */
 bool bh_poll(AioContext *ctx);
 /* 0: run now; IDLE_BH_NS: idle ones only; -1: none. */
 int64_t bh_timeout(AioContext *ctx);
+/* Runs what was accepted, and lets nothing be accepted any more. */
+void bh_run_last(AioContext *ctx);
 void bh_drop_all(AioContext *ctx);
 
 /* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
 bool handlers_apply_requests(AioContext *ctx);
-/* @home: called on the home thread, else that has exited and the kernel has forgotten its polls. */
-void handlers_drop_all(AioContext *ctx, bool home);
+bool handlers_have_requests(AioContext *ctx);
+void handlers_drop_all(AioContext *ctx);
+/* Drops what was asked for after the end, and tells who wanted to be told. */
+void handlers_drop_requests(AioContext *ctx);
 /* Whether a completion is that of an fd handler. */
 bool handlers_own(const CqeHandler *handler);
 

@@ -12,12 +12,14 @@
 #include "aio/home_int.h"
 #include "aio/wake_int.h"
 #include "rcu/rcu_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
@@ -176,6 +178,17 @@ static CqeHandler *pop_done(AioContext *ctx)
     return handler;
 }
 
+static void dispatch_one(AioContext *ctx, CqeHandler *handler)
+{
+    if (!handlers_own(handler)) {
+        ctx->inflight_ops--;
+        ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
+    }
+    callback_depth.any++;
+    handler->cb(handler);
+    callback_depth.any--;
+}
+
 /* ---- Closing a context ------------------------------------------------------------------------- */
 
 static void call_close_hooks(AioContext *ctx)
@@ -199,6 +212,7 @@ static void call_close_hooks(AioContext *ctx)
 void aio_context_add_close_hook(AioContext *ctx, AioCloseHook *hook)
 {
     pthread_mutex_lock(&ctx->lock);
+    hook->cancelled = false;
     hook->next = ctx->close_hooks;
     hook->pprev = &ctx->close_hooks;
     if (hook->next) {
@@ -223,9 +237,39 @@ bool aio_context_del_close_hook(AioContext *ctx, AioCloseHook *hook)
     return found;
 }
 
+/* A hook may call back users, who may take hooks off: each call is made without the lock. */
+static void call_cancel_hooks(AioContext *ctx)
+{
+    AioCloseHook *hook;
+
+    do {
+        pthread_mutex_lock(&ctx->lock);
+        hook = ctx->close_hooks;
+        while (hook && (hook->cancelled || !hook->cancel)) {
+            hook = hook->next;
+        }
+        if (hook) {
+            hook->cancelled = true;
+        }
+        pthread_mutex_unlock(&ctx->lock);
+        if (hook) {
+            hook->cancel(hook, ctx);
+        }
+    } while (hook);
+}
+
 static bool in_flight(AioContext *ctx)
 {
-    return ctx->inflight_ops || ctx->inflight_other || ctx->done;
+    return ctx->inflight_ops || ctx->inflight_other;
+}
+
+/* Not QEMU_CLOCK_REALTIME, whose source a program may have replaced by one that stands still. */
+static int64_t monotonic_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
 }
 
 /*
@@ -234,12 +278,12 @@ static bool in_flight(AioContext *ctx)
  */
 static bool quiesce(AioContext *ctx, int64_t limit_ns)
 {
-    int64_t end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + limit_ns, now;
+    int64_t end = monotonic_ns() + limit_ns, now;
     int passes = 1000;
 
     while (in_flight(ctx) ||
-           ((bh_timeout(ctx) == 0 || ld_seq(&ctx->fd_requests)) && passes-- > 0)) {
-        now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+           ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && passes-- > 0)) {
+        now = monotonic_ns();
         if (now >= end) {
             return !in_flight(ctx);
         }
@@ -277,12 +321,11 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
     fprintf(stderr, "aioctx: %s: still in flight at the end:%s; %s\n", name, text, then);
 }
 
-void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
+static void shutdown_home(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    bool home = in_aio_context_home_thread(ctx);
-
-    if (home && !quiesce(ctx, limit_ns)) {
+    if (!quiesce(ctx, limit_ns)) {
         say_in_flight(ctx, name, "cancelling");
+        call_cancel_hooks(ctx);
         if (ctx->mon->cancel_all && ctx->inflight_ops) {
             ctx->mon->cancel_all(ctx);
         }
@@ -290,28 +333,40 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
             say_in_flight(ctx, name, "given up; their memory is left to the kernel");
         }
     }
-    timerlistgroup_deinit(&ctx->tlg);
+    bh_run_last(ctx);
+    timerlistgroup_close(&ctx->tlg);
     call_close_hooks(ctx);
-    handlers_drop_all(ctx, home);
-    for (CqeHandler *left; (left = pop_done(ctx));) {
-        if (home || handlers_own(left)) { /* ours: frees a handler just removed */
-            left->cb(left);
-        }
+    handlers_drop_requests(ctx);
+    handlers_drop_all(ctx);
+    for (CqeHandler *left; (left = pop_done(ctx));) { /* of handlers just removed: frees them */
+        dispatch_one(ctx, left);
+    }
+    ctx->mon->close(ctx);
+}
+
+void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
+{
+    AioContext *before = home_begin_iteration(ctx);
+
+    if (in_aio_context_home_thread(ctx)) {
+        shutdown_home(ctx, name, limit_ns);
+    } else { /* there never was a home: nothing was submitted, and nothing has run */
+        timerlistgroup_close(&ctx->tlg);
+        call_close_hooks(ctx);
+        ctx->mon->close(ctx);
     }
     ctx->shut = true;
-    ctx->mon->close(ctx, home);
+    home_end_iteration(ctx, before);
 }
 
 void context_close(AioContext *ctx)
 {
-    AioContext *before = home_set_current(ctx);
-    bool shut = ctx->shut;
-
-    if (!shut) {
-        context_shutdown(ctx, "aio_context_unref", INT64_C(10000000000));
+    if (!ctx->shut) {
+        context_shutdown(ctx, "aio_context_unref", CONTEXT_STOP_LIMIT_NS);
     }
-    home_set_current(before == ctx ? NULL : before);
     bh_drop_all(ctx);
+    handlers_drop_requests(ctx);
+    timerlistgroup_deinit(&ctx->tlg);
     home_forget(ctx);
     /* A timer's late notify_cb may still be on its way to us, and to wake_fd: timers/list_int.h. */
     aio_call_rcu(&ctx->rcu, free_context);
@@ -321,11 +376,12 @@ void aio_context_unref(AioContext *ctx)
 {
     bool here;
 
+    rcu_check_fork("aio_context_unref");
     if (sub_fetch_acq_rel(&ctx->refs, 1) > 0) {
         return;
     }
     pthread_mutex_lock(&ctx->lock);
-    here = ctx->shut || !ctx->home || in_aio_context_home_thread(ctx);
+    here = !ctx->home || in_aio_context_home_thread(ctx);
     if (!here) {
         ctx->zombie = true;
         st_seq(&ctx->home->zombies, true); /* home cannot exit while we hold the lock */
@@ -345,7 +401,7 @@ static int64_t compute_timeout(AioContext *ctx)
 {
     int64_t timeout;
 
-    if (ctx->done || ld_seq(&ctx->fd_requests)) {
+    if (ctx->done || handlers_have_requests(ctx)) {
         return 0;
     }
     timeout = bh_timeout(ctx);
@@ -400,16 +456,14 @@ static bool dispatch_done(AioContext *ctx)
 
     while (n < DISPATCH_BATCH && (handler = pop_done(ctx))) {
         n++;
-        callback_depth.any++;
-        handler->cb(handler);
-        callback_depth.any--;
+        dispatch_one(ctx, handler);
     }
     return n > 0;
 }
 
 bool context_iterate(AioContext *ctx, int64_t max_wait_ns)
 {
-    AioContext *before = home_set_current(ctx);
+    AioContext *before = home_begin_iteration(ctx);
     bool progress;
 
     ctx->depth++;
@@ -423,9 +477,7 @@ bool context_iterate(AioContext *ctx, int64_t max_wait_ns)
         progress = true;
     }
     ctx->depth--;
-    if (before) {
-        home_set_current(before);
-    }
+    home_end_iteration(ctx, before);
     return progress;
 }
 
@@ -452,7 +504,8 @@ static AioContext *current_for_ops(int *ret_err)
 {
     AioContext *ctx = qemu_get_current_aio_context();
 
-    *ret_err = !ctx ? -EINVAL : !ctx->mon->add_sqe ? -ENOTSUP : 0;
+    rcu_check_fork("aio_add_sqe");
+    *ret_err = !ctx ? -EINVAL : ctx->shut ? -ESHUTDOWN : !ctx->mon->add_sqe ? -ENOTSUP : 0;
     return ctx;
 }
 
@@ -512,6 +565,7 @@ void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats)
     for (size_t i = 0; i < sizeof(out) / sizeof(*to); i++) {
         to[i] = ld_relaxed(&from[i]);
     }
+    out.notifies = wake_count_notifies(ctx);
     out.notifies_sent = ld_relaxed(&ctx->notifies_sent);
     *ret_stats = out;
 }

@@ -37,7 +37,6 @@ struct uring_mon {
     CqeHandler wake;          /* the read of the wake eventfd */
     uint64_t wake_value;
     bool wake_armed;
-    bool attached;            /* enabled, by the home thread */
     bool reg_ring;            /* the ring fd is registered with the home thread */
     bool must_enter;          /* no TASKRUN flag tells of deferred work */
     unsigned enter_flags;     /* of every wait */
@@ -77,7 +76,7 @@ static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags
     for (size_t i = 0; i < sizeof(setup_flags) / sizeof(setup_flags[0]) && ret == -EINVAL; i++) {
         struct io_uring_params p = {
             .flags = setup_flags[i] | IORING_SETUP_CQSIZE,
-            .cq_entries = entries * 4 > 1024 ? entries * 4 : 1024,
+            .cq_entries = entries < 256 ? 1024 : entries > 16384 ? 65536 : entries * 4,
         };
 
         ret = io_uring_queue_init_params(entries, &m->ring, &p);
@@ -126,7 +125,6 @@ static void uring_attach(AioContext *ctx)
             die_misuse("aio_poll", "the kernel does not enable the ring: error %d", -ret);
         }
     }
-    m->attached = true;
     m->reg_ring = io_uring_register_ring_fd(&m->ring) == 1;
 }
 
@@ -165,10 +163,7 @@ static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring
     }
     handler->res = cqe->res;
     handler->flags = cqe->flags;
-    if (op_is_users(handler)) {
-        ctx->inflight_ops--;
-        ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
-    } else {
+    if (!op_is_users(handler)) {
         AioHandler *h = container_of(handler, AioHandler, ready);
 
         h->armed = false;
@@ -343,6 +338,9 @@ static int uring_wait(AioContext *ctx, int64_t timeout_ns)
     int ret = 0;
 
     arm_all(ctx, m);
+    if (ctx->done) {
+        timeout_ns = 0; /* the queue was full, and making room has reaped something */
+    }
     to_submit = flush_sq(&m->ring.sq);
     kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
     if (io_uring_cq_ready(&m->ring) || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
@@ -405,21 +403,14 @@ static void stop_wake_read(AioContext *ctx, struct uring_mon *m)
     }
 }
 
-static void uring_close(AioContext *ctx, bool home)
+static void uring_close(AioContext *ctx)
 {
     struct uring_mon *m = ctx->mon_state;
 
+    stop_wake_read(ctx, m);
     ctx->mon_state = NULL;
-    if (home && m->attached) {
-        ctx->mon_state = m;
-        stop_wake_read(ctx, m);
-        ctx->mon_state = NULL;
-        if (m->inflight > 0) {
-            return; /* the kernel may still write to memory of theirs: leave the ring and m be */
-        }
-    } else if (m->reg_ring) {
-        /* The registration went with the home thread; liburing would undo one of this thread's. */
-        m->ring.int_flags = 0;
+    if (m->inflight > 0) {
+        return; /* the kernel may still write to memory of theirs: leave the ring and m be */
     }
     io_uring_queue_exit(&m->ring);
     free(m);

@@ -19,7 +19,7 @@ struct ppoll_mon {
     AioHandler **owner;   /* [i] of fds[i] */
 };
 
-static void ppoll_close(AioContext *ctx, bool home)
+static void ppoll_close(AioContext *ctx)
 {
     struct ppoll_mon *m = ctx->mon_state;
 
@@ -90,6 +90,9 @@ static void ppoll_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct ppoll_mon *m = ctx->mon_state;
 
+    if (!h->pprev) {
+        return;
+    }
     *h->pprev = h->next;
     if (h->next) {
         h->next->pprev = h->pprev;

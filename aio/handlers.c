@@ -3,15 +3,18 @@
  * File descriptor handlers.
  *
  * The table belongs to the home thread alone.  Other threads push requests onto ctx->fd_requests, a
- * stack that home takes whole and reverses, so that one thread's requests take effect in its order.
+ * stack that home takes whole, reverses and appends to the FIFO ctx->fd_first, so that one thread's
+ * requests take effect in its order.  A request is taken out before it is applied.  One that asks to be
+ * told goes on to the FIFO ctx->fd_told, whose callbacks only the loop calls; while the handler's own
+ * callback is on the stack it waits at the handler.
  *
  * A handler that is removed may still be on a callback's stack (busy) or have its completion among
  * those to be dispatched (queued); it is freed by whoever ends the last of these.
  */
 #include "aio/aio_int.h"
+#include "rcu/rcu_int.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +35,27 @@ static AioHandler *find(AioContext *ctx, int fd)
     return fd < ctx->handlers_size ? ctx->handlers[fd] : NULL;
 }
 
+static void append(struct fd_request **first, struct fd_request *req)
+{
+    while (*first) {
+        first = &(*first)->next;
+    }
+    *first = req;
+    req->next = NULL;
+}
+
+/* Nothing of @h is on the stack any more: who waited for that may be told. */
+static void callback_returned(AioHandler *h)
+{
+    struct fd_request *req;
+
+    h->busy--;
+    while (!h->busy && (req = h->told)) {
+        h->told = req->next;
+        append(&h->ctx->fd_told, req);
+    }
+}
+
 static void free_unless_used(AioHandler *h)
 {
     if (h->removed && !h->busy && !h->queued) {
@@ -48,32 +72,49 @@ static void call_handler(AioHandler *h, IOHandler *func)
     }
 }
 
+/* The fd is not open, or not one that can be polled: watching it again would end at once for ever. */
+static bool is_beyond_watching(const CqeHandler *ready)
+{
+    return (ready->res < 0 && ready->res != -ECANCELED) || (ready->res > 0 && (ready->res & POLLNVAL));
+}
+
+static void call_handlers(AioContext *ctx, AioHandler *h, uint32_t revents)
+{
+    if (h->io_read && (revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP | POLLPRI))) {
+        count_own(&ctx->stats.fd_events, 1);
+        call_handler(h, h->io_read);
+    }
+    if (!h->removed && h->io_write && (revents & (POLLOUT | POLLHUP | POLLERR))) {
+        count_own(&ctx->stats.fd_events, 1);
+        call_handler(h, h->io_write);
+    }
+}
+
 /* A completion of the monitor's: res is the mask of events, or an error, which the handlers see as
  * POLLERR does: by what their system calls return. */
 static void dispatch(CqeHandler *ready)
 {
     AioHandler *h = container_of(ready, AioHandler, ready);
-    AioContext *ctx = qemu_get_current_aio_context();
-    uint32_t revents = ready->res < 0 || (ready->res & POLLNVAL) ? POLLERR : (uint32_t)ready->res;
+    AioContext *ctx = h->ctx;
+    uint32_t revents = is_beyond_watching(ready) ? POLLERR : (uint32_t)ready->res;
 
     h->queued = false;
-    if (!h->removed) {
-        h->busy++;
-        /* Before the callbacks, so that a nested poll sees what they leave. */
-        ctx->mon->rewatch(ctx, h);
-        if (ready->res == -ECANCELED) {
-            revents = 0; /* a change of events that some kernels carry out by ending the poll */
-        }
-        if (h->io_read && (revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP | POLLPRI))) {
-            count_own(&ctx->stats.fd_events, 1);
-            call_handler(h, h->io_read);
-        }
-        if (!h->removed && h->io_write && (revents & (POLLOUT | POLLHUP | POLLERR))) {
-            count_own(&ctx->stats.fd_events, 1);
-            call_handler(h, h->io_write);
-        }
-        h->busy--;
+    if (h->removed) {
+        free_unless_used(h);
+        return;
     }
+    if (ready->res == -ECANCELED) {
+        revents = 0; /* a change of events that some kernels carry out by ending the poll */
+    }
+    h->busy++;
+    if (is_beyond_watching(ready)) {
+        h->events = 0; /* until new handlers are set */
+        ctx->mon->unwatch(ctx, h);
+    } else { /* before the callbacks, so that a nested poll sees what they leave */
+        ctx->mon->rewatch(ctx, h);
+    }
+    call_handlers(ctx, h, revents);
+    callback_returned(h);
     free_unless_used(h);
 }
 
@@ -118,8 +159,10 @@ static int apply(AioContext *ctx, const struct fd_request *req)
         return 0;
     }
     if (!h) {
-        if (fcntl(req->fd, F_GETFD) < 0) {
-            return -errno;
+        struct pollfd probe = { .fd = req->fd };
+
+        if (poll(&probe, 1, 0) > 0 && (probe.revents & POLLNVAL)) {
+            return -EBADF; /* not open, or opened with O_PATH */
         }
         ret = grow_table(ctx, req->fd);
         if (ret < 0) {
@@ -129,6 +172,7 @@ static int apply(AioContext *ctx, const struct fd_request *req)
         if (!h) {
             return -ENOMEM;
         }
+        h->ctx = ctx;
         h->fd = req->fd;
         h->ready.cb = dispatch;
         ctx->handlers[req->fd] = h;
@@ -147,12 +191,13 @@ static int apply(AioContext *ctx, const struct fd_request *req)
     return 0;
 }
 
-static struct fd_request *take_requests(AioContext *ctx)
+/* Moves what other threads have asked for to the end of the FIFO, oldest first. */
+static void take_requests(AioContext *ctx)
 {
     struct fd_request *req, *first = NULL;
 
     if (!ld_seq(&ctx->fd_requests)) {
-        return NULL;
+        return;
     }
     for (req = xchg_seq(&ctx->fd_requests, NULL); req;) {
         struct fd_request *next = req->next;
@@ -161,28 +206,67 @@ static struct fd_request *take_requests(AioContext *ctx)
         first = req;
         req = next;
     }
-    return first;
+    struct fd_request **end = &ctx->fd_first;
+    while (*end) {
+        end = &(*end)->next;
+    }
+    *end = first;
+}
+
+/* Passes on a request that was applied, or is dropped. */
+static void end_request(AioContext *ctx, AioHandler *busy, struct fd_request *req)
+{
+    if (!req->done) {
+        free(req);
+    } else if (busy) {
+        append(&busy->told, req);
+    } else {
+        append(&ctx->fd_told, req);
+    }
+}
+
+static void apply_requests(AioContext *ctx)
+{
+    struct fd_request *req;
+
+    take_requests(ctx);
+    while ((req = ctx->fd_first)) {
+        AioHandler *h = find(ctx, req->fd);
+
+        ctx->fd_first = req->next;
+        if (h && !h->busy) {
+            h = NULL;
+        }
+        apply(ctx, req); /* the caller has gone: an fd that was closed meanwhile is left out */
+        end_request(ctx, h, req);
+    }
+}
+
+static bool tell(AioContext *ctx)
+{
+    struct fd_request *req;
+    bool told = false;
+
+    while ((req = ctx->fd_told)) {
+        ctx->fd_told = req->next;
+        told = true;
+        callback_depth.any++;
+        req->done(req->done_opaque);
+        callback_depth.any--;
+        free(req);
+    }
+    return told;
 }
 
 bool handlers_apply_requests(AioContext *ctx)
 {
-    struct fd_request *req = take_requests(ctx);
-    bool ran = false;
+    apply_requests(ctx);
+    return tell(ctx);
+}
 
-    while (req) {
-        struct fd_request *next = req->next;
-
-        apply(ctx, req); /* the caller has gone: an fd that was closed meanwhile is left out */
-        if (req->done) {
-            ran = true;
-            callback_depth.any++;
-            req->done(req->done_opaque);
-            callback_depth.any--;
-        }
-        free(req);
-        req = next;
-    }
-    return ran;
+bool handlers_have_requests(AioContext *ctx)
+{
+    return ld_seq(&ctx->fd_requests) || ctx->fd_first || ctx->fd_told;
 }
 
 bool handlers_own(const CqeHandler *handler)
@@ -190,31 +274,36 @@ bool handlers_own(const CqeHandler *handler)
     return handler->cb == dispatch;
 }
 
-void handlers_drop_all(AioContext *ctx, bool home)
+void handlers_drop_all(AioContext *ctx)
 {
     for (int fd = 0; fd < ctx->handlers_size; fd++) {
-        AioHandler *h = ctx->handlers[fd];
-
-        if (h && home) {
-            remove_handler(ctx, h);
-        } else if (h) {
-            h->removed = true;
-            free_unless_used(h);
+        if (ctx->handlers[fd]) {
+            remove_handler(ctx, ctx->handlers[fd]);
         }
     }
     free(ctx->handlers);
     ctx->handlers = NULL;
     ctx->handlers_size = 0;
-    for (struct fd_request *req = take_requests(ctx), *next; req; req = next) {
-        next = req->next;
-        free(req);
+}
+
+void handlers_drop_requests(AioContext *ctx)
+{
+    struct fd_request *req;
+
+    take_requests(ctx);
+    while ((req = ctx->fd_first)) {
+        ctx->fd_first = req->next;
+        end_request(ctx, NULL, req);
     }
+    tell(ctx);
 }
 
 static int push_request(AioContext *ctx, const struct fd_request *from)
 {
-    struct fd_request *req = malloc(sizeof(*req)), *top;
+    struct fd_request *req, *top;
 
+    rcu_check_fork("aio_set_fd_handler");
+    req = malloc(sizeof(*req));
     if (!req) {
         return -ENOMEM;
     }
@@ -235,7 +324,11 @@ static int set_handler(AioContext *ctx, const struct fd_request *req)
     if (!in_aio_context_home_thread(ctx)) {
         return push_request(ctx, req);
     }
-    handlers_apply_requests(ctx); /* what was asked for before comes before */
+    rcu_check_fork("aio_set_fd_handler");
+    if (ctx->shut) {
+        return -ESHUTDOWN;
+    }
+    apply_requests(ctx); /* what was asked for before comes before */
     return apply(ctx, req);
 }
 

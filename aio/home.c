@@ -2,10 +2,11 @@
 /*
  * A context's home thread: bound at its first poll, for good.
  *
- * The last reference may go on another thread; only home touches the ring, so then the context becomes
- * a zombie, which home closes when it next polls any context, or exits.  When the home thread
- * exits before that, home_gone lets the last reference close the context wherever it goes: the kernel
- * has cancelled the requests of the thread by then.  All of it is decided under the context's lock.
+ * Only home touches the ring, so only home closes it.  The last reference may go on another thread: then
+ * the context becomes a zombie, which home closes when it next polls any context, or exits.  A home
+ * thread that exits ends its contexts as iothread_stop() does, since nobody could poll them any more;
+ * then home_gone lets the last reference, wherever it goes, free what is left.  Who does what is decided
+ * under the context's lock.
  */
 #include "aio/home_int.h"
 
@@ -16,23 +17,41 @@ static __thread struct home_thread self;
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 
+static bool is_mine(const AioContext *ctx)
+{
+    const AioContext *c = self.contexts;
+
+    while (c && c != ctx) {
+        c = c->next_of_home;
+    }
+    return c != NULL;
+}
+
+/* Takes the right to close @ctx, if it is a zombie.  Only one caller gets it, nested ones included. */
+static bool take_zombie(AioContext *ctx, bool exiting)
+{
+    pthread_mutex_lock(&ctx->lock);
+    bool zombie = ctx->zombie;
+    ctx->zombie = false;
+    if (exiting && !zombie) {
+        ctx->home_gone = true;
+        st_release(&ctx->home, NULL);
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    return zombie;
+}
+
 static void thread_exits(void *unused)
 {
     AioContext *ctx;
 
-    home_close_zombies();
     while ((ctx = self.contexts)) {
-        self.contexts = ctx->next_of_home;
-        pthread_mutex_lock(&ctx->lock);
-        bool zombie = ctx->zombie;
-        if (!zombie) {
-            ctx->home_gone = true;
-            st_release(&ctx->home, NULL);
+        if (!ctx->shut) {
+            self.current = ctx;
+            context_shutdown(ctx, "exit of a home thread", CONTEXT_STOP_LIMIT_NS);
         }
-        pthread_mutex_unlock(&ctx->lock);
-        if (zombie) { /* it became one just now; still ours */
-            ctx->next_of_home = self.contexts;
-            self.contexts = ctx;
+        self.contexts = ctx->next_of_home;
+        if (take_zombie(ctx, true)) {
             context_close(ctx);
         }
     }
@@ -78,19 +97,17 @@ void context_enter_home(AioContext *ctx, const char *call)
 
 void home_close_zombies(void)
 {
-    AioContext *ctx, *next;
+    AioContext *ctx;
 
     if (!xchg_seq(&self.zombies, false)) {
         return;
     }
-    for (ctx = self.contexts; ctx; ctx = next) {
-        next = ctx->next_of_home;
-        pthread_mutex_lock(&ctx->lock);
-        bool zombie = ctx->zombie;
-        pthread_mutex_unlock(&ctx->lock);
-        if (zombie) {
+    for (ctx = self.contexts; ctx;) {
+        if (take_zombie(ctx, false)) {
             context_close(ctx);
-            next = self.contexts; /* closing may have run callbacks: begin again */
+            ctx = self.contexts; /* its callbacks may have changed the list: begin again */
+        } else {
+            ctx = ctx->next_of_home;
         }
     }
 }
@@ -110,12 +127,21 @@ void home_forget(AioContext *ctx)
     }
 }
 
-AioContext *home_set_current(AioContext *ctx)
+AioContext *home_begin_iteration(AioContext *ctx)
 {
     AioContext *before = self.current;
 
     self.current = ctx;
+    self.depth++;
     return before;
+}
+
+void home_end_iteration(AioContext *ctx, AioContext *before)
+{
+    self.depth--;
+    if (before && before != ctx) {
+        self.current = is_mine(before) ? before : ctx; /* it may have been closed meanwhile */
+    }
 }
 
 bool in_aio_context_home_thread(AioContext *ctx)
@@ -131,5 +157,7 @@ AioContext *qemu_get_current_aio_context(void)
 void qemu_set_current_aio_context(AioContext *ctx)
 {
     context_enter_home(ctx, "qemu_set_current_aio_context");
-    self.current = ctx;
+    if (!self.depth) { /* below a callback, the context whose callback it is stays current */
+        self.current = ctx;
+    }
 }

@@ -9,6 +9,7 @@
 struct home_thread {
     AioContext *current;  /* see qemu_get_current_aio_context() */
     AioContext *contexts; /* those it is home of, by next_of_home */
+    unsigned depth;       /* of iterations */
     bool zombies;         /* atomic: one of them is to be closed; set under that context's lock */
 };
 
@@ -18,10 +19,11 @@ void home_close_zombies(void);
 /* Forgets @ctx as one of the calling thread's, whose home it is. */
 void home_forget(AioContext *ctx);
 
-/* The calling thread's current context is @ctx; returns the one before. */
-AioContext *home_set_current(AioContext *ctx);
+/* Around an iteration, in which @ctx is the thread's current context; begin returns the one before. */
+AioContext *home_begin_iteration(AioContext *ctx);
+void home_end_iteration(AioContext *ctx, AioContext *before);
 
-/* context.c: closes a context without references, on its home thread or when that has exited. */
+/* context.c: closes a context without references; on its home thread unless that has exited. */
 void context_close(AioContext *ctx);
 
 #endif

@@ -3,6 +3,7 @@
 #include "aio/wake_int.h"
 
 #include "aio/aio_int.h"
+#include "rcu/rcu_int.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@ static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
     const uint64_t same = WAKE_ASLEEP | WAKE_SLEEP_MASK;
     uint64_t now;
 
+    rcu_check_fork("aio_notify"); /* the eventfd is the parent's */
     write_wake_fd(ctx);
     now = ld_seq(&ctx->wake);
     while ((now & same) == (slept & same) && !(now & WAKE_SENT)) {
@@ -41,6 +43,8 @@ void aio_notify(AioContext *ctx)
     }
 }
 
+#define COUNT_MASK ((UINT64_C(1) << (64 - WAKE_COUNT_SHIFT)) - 1)
+
 static uint64_t count_of(uint64_t wake)
 {
     return wake >> WAKE_COUNT_SHIFT;
@@ -51,21 +55,30 @@ bool wake_begin_sleep(AioContext *ctx)
     uint64_t old = ld_seq(&ctx->wake);
     uint64_t next = (old & ~WAKE_SLEEP_MASK) | ((old + WAKE_SLEEP_ONE) & WAKE_SLEEP_MASK);
 
-    return count_of(old) == ctx->notifies_seen && cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
+    return count_of(old) == (ctx->stats.notifies & COUNT_MASK) && cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
+}
+
+/* The 64-bit count of which @wake holds the low bits, @before being an earlier one. */
+static uint64_t extend_count(uint64_t before, uint64_t wake)
+{
+    return before + ((count_of(wake) - before) & COUNT_MASK);
 }
 
 bool wake_end_sleep(AioContext *ctx)
 {
-    uint64_t wake = ld_seq(&ctx->wake), seen = ctx->notifies_seen;
+    uint64_t wake = ld_seq(&ctx->wake), before = ctx->stats.notifies, now;
 
     if (wake & WAKE_ASLEEP) {
         wake = fetch_and_seq(&ctx->wake, ~(WAKE_ASLEEP | WAKE_SENT));
     }
-    ctx->notifies_seen = count_of(wake);
-    if (ctx->notifies_seen == seen) {
-        return false;
-    }
-    count_own(&ctx->stats.notifies,
-              (ctx->notifies_seen - seen) & ((UINT64_C(1) << (64 - WAKE_COUNT_SHIFT)) - 1));
-    return true;
+    now = extend_count(before, wake);
+    st_relaxed(&ctx->stats.notifies, now);
+    return now != before;
+}
+
+uint64_t wake_count_notifies(AioContext *ctx)
+{
+    uint64_t before = ld_acquire(&ctx->stats.notifies);
+
+    return extend_count(before, ld_seq(&ctx->wake));
 }

@@ -13,4 +13,7 @@ bool wake_begin_sleep(AioContext *ctx);
  * seen by any look at the sources of work from here on. */
 bool wake_end_sleep(AioContext *ctx);
 
+/* How many notifies there were.  Thread: any. */
+uint64_t wake_count_notifies(AioContext *ctx);
+
 #endif

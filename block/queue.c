@@ -48,6 +48,11 @@ static void take_down(BlkQueue *q)
     blk_unpin(blk);
 }
 
+static void cancel_on_context(AioCloseHook *hook, AioContext *ctx)
+{
+    blk_req_cancel_all(container_of(hook, BlkQueue, hook));
+}
+
 /* The context closes before the backend. */
 static void closing_context(AioCloseHook *hook, AioContext *ctx)
 {
@@ -112,6 +117,7 @@ static int set_up(BlkQueue *q, AioContext *ctx)
         }
     }
     q->hook.func = closing_context;
+    q->hook.cancel = cancel_on_context;
     aio_context_add_close_hook(ctx, &q->hook);
     return 0;
 }

@@ -83,6 +83,11 @@ static void process_init(void)
     if (pthread_key_create(&exit_key, unregister_self) != 0) {
         die_misuse("aio_rcu", "the process has no thread-specific key left (PTHREAD_KEYS_MAX)");
     }
+}
+
+/* Before any use of the library: contexts may be made by a thread that never enters a read section. */
+static __attribute__((constructor)) void watch_for_fork(void)
+{
     pthread_atfork(NULL, NULL, after_fork_in_child);
 }
 

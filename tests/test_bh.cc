@@ -207,6 +207,47 @@ TEST_P(BottomHalf, IdleThatIsScheduledInEarnestWakesTheLoop)
     qemu_bh_delete(bh);
 }
 
+TEST_P(BottomHalf, IdleFromAnotherThreadRunsOnASleepingLoop)
+{
+    ScopedIOThread io(GetParam());
+    std::atomic<int> runs{ 0 };
+    Call call{ [&] { runs++; } };
+    QEMUBH *bh = aio_bh_new(io.ctx(), Call::Run, &call);
+
+    for (int i = 1; i <= 20; i++) {
+        usleep(500); /* lets it sleep */
+        qemu_bh_schedule_idle(bh);
+        ASSERT_TRUE(WaitUntil([&] { return runs == i; }));
+    }
+    io.Run([&] { qemu_bh_delete(bh); });
+}
+
+/* One schedules without urgency and may be held up between taking the flag and the push; the other
+ * schedules in earnest and finds the flag taken. */
+TEST_P(BottomHalf, UrgentSchedulingBesideAnIdleOneIsNotLost)
+{
+    ScopedIOThread io(GetParam());
+    const int rounds = kSanitized ? 300 : 5000;
+    std::atomic<int> round{ 0 }, seen{ 0 };
+    Call call{ [&] { seen = round.load(); } };
+    QEMUBH *bh = aio_bh_new(io.ctx(), Call::Run, &call);
+    std::atomic<bool> stop{ false };
+    std::thread idler([&] {
+        while (!stop) {
+            qemu_bh_schedule_idle(bh);
+        }
+    });
+
+    for (int i = 1; i <= rounds; i++) {
+        round = i;
+        qemu_bh_schedule(bh);
+        ASSERT_TRUE(WaitUntil([&] { return seen >= i; }));
+    }
+    stop = true;
+    idler.join();
+    io.Run([&] { qemu_bh_delete(bh); });
+}
+
 TEST_P(BottomHalf, SchedulingWakesASleepingThread)
 {
     ScopedIOThread io(GetParam());

@@ -264,6 +264,92 @@ TEST_P(Fd, AsyncRemovalFromHomeCallsBackLater)
     EXPECT_FALSE(aio_poll(ctx, false));
 }
 
+TEST_P(Fd, AsyncRemovalIsToldOnlyWhenItsCallbackHasReturned)
+{
+    ScopedContext ctx(GetParam());
+    SocketPair s;
+    bool inside = false, told = false, told_inside = false;
+    Call removed{ [&] {
+        told = true;
+        told_inside = inside;
+    } };
+    Call call{ [&] {
+        inside = true;
+        aio_remove_fd_handler_async(ctx, s.a, Call::Run, &removed);
+        for (int i = 0; i < 5; i++) {
+            aio_poll(ctx, false);
+        }
+        inside = false;
+    } };
+
+    SetRead(ctx, s.a, &call);
+    ASSERT_EQ(write(s.b, "x", 1), 1);
+    while (!told) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_FALSE(told_inside);
+}
+
+/* A request that was taken but not yet applied is not applied after a later removal by home. */
+TEST_P(Fd, RemovalByHomeInAToldCallbackComesAfterEarlierRequests)
+{
+    ScopedContext ctx(GetParam());
+    SocketPair s, t;
+    Call never{ [] { ADD_FAILURE() << "callback after its removal returned"; } };
+    bool told = false;
+    Call removed{ [&] {
+        Remove(ctx, t.a);
+        told = true;
+    } };
+
+    aio_poll(ctx, false);
+    std::thread([&] {
+        aio_remove_fd_handler_async(ctx, s.a, Call::Run, &removed);
+        aio_set_fd_handler(ctx, t.a, Call::Run, nullptr, nullptr, nullptr, &never);
+    }).join();
+    ASSERT_EQ(write(t.b, "x", 1), 1);
+    while (!told) {
+        aio_poll(ctx, true);
+    }
+    aio_poll(ctx, false);
+    aio_poll(ctx, false);
+}
+
+TEST_P(Fd, RemovalAskedForAfterTheEndIsTold)
+{
+    AioContextOptions copts = {};
+    IOThreadOptions opts = {};
+    SocketPair s;
+    int told = 0;
+    Call removed{ [&] { told++; } };
+
+    copts.monitor = GetParam();
+    opts.context = copts;
+    IOThread *io = iothread_new("ends", &opts);
+    iothread_stop(io);
+    iothread_join(io);
+    aio_remove_fd_handler_async(iothread_get_aio_context(io), s.a, Call::Run, &removed);
+    iothread_destroy(io);
+    EXPECT_EQ(told, 1);
+}
+
+TEST_P(Fd, OneThatWasClosedDoesNotMakeTheLoopSpin)
+{
+    ScopedContext ctx(GetParam());
+    int fd = dup(0), calls = 0;
+    Call call{ [&] { calls++; } };
+    SocketPair s;
+
+    dup2(s.a, fd);
+    SetRead(ctx, fd, &call);
+    close(fd); /* misuse: before the removal, and before the monitor has seen it */
+    for (int i = 0; i < 10; i++) {
+        aio_poll(ctx, false);
+    }
+    EXPECT_LE(calls, 1);
+    Remove(ctx, fd);
+}
+
 TEST_P(Fd, NestedPollServesOtherFds)
 {
     ScopedContext ctx(GetParam());

@@ -83,6 +83,44 @@ TEST_P(IOThreads, DestroyRunsTheBottomHalvesThatWereAccepted)
     }
 }
 
+TEST_P(IOThreads, DestroyRunsAnIdleBottomHalfToo)
+{
+    IOThreadOptions opts = {};
+    opts.context.monitor = GetParam();
+    IOThread *io = iothread_new("idle", &opts);
+    std::atomic<int> runs{ 0 };
+    Call call{ [&] { runs++; } };
+    QEMUBH *bh = aio_bh_new(iothread_get_aio_context(io), Call::Run, &call);
+    AioContext *ctx = iothread_get_aio_context(io);
+
+    aio_context_ref(ctx);
+    qemu_bh_schedule_idle(bh);
+    ASSERT_EQ(iothread_destroy(io), 0);
+    EXPECT_EQ(runs, 1);
+    qemu_bh_delete(bh);
+    aio_context_unref(ctx);
+}
+
+TEST_P(IOThreads, StopLimitDoesNotDependOnTheClocksSource)
+{
+    SKIP_WITHOUT_MONITOR("io_uring");
+    FakeClock frozen(QEMU_CLOCK_REALTIME);
+    IOThreadOptions opts = {};
+    opts.stop_timeout_ms = 50;
+    opts.context.monitor = GetParam();
+    IOThread *io = iothread_new("frozen", &opts);
+    QEMUBH *bh;
+    Call again{ [&] { qemu_bh_schedule(bh); } };
+
+    bh = aio_bh_new(iothread_get_aio_context(io), Call::Run, &again);
+    AioContext *ctx = iothread_get_aio_context(io);
+    aio_context_ref(ctx);
+    qemu_bh_schedule(bh); /* for ever */
+    EXPECT_EQ(iothread_destroy(io), 0);
+    qemu_bh_delete(bh);
+    aio_context_unref(ctx);
+}
+
 TEST_P(IOThreads, DestroyDisarmsTimersWhichMayBeFreedAfterwards)
 {
     IOThreadOptions opts = {};
@@ -123,7 +161,13 @@ TEST_P(IOThreads, ContextOutlivesItsThreadWithAReference)
     aio_notify(ctx);
     aio_context_get_stats(ctx, &stats);
     EXPECT_GT(stats.iterations, 0u);
-    aio_bh_schedule_oneshot(ctx, Call::Run, &never); /* dropped, and freed */
+    EXPECT_EQ(aio_bh_schedule_oneshot(ctx, Call::Run, &never), -ESHUTDOWN);
+    QEMUTimer *ts = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_MS, Call::Run, &never);
+    EXPECT_FALSE(timer_mod(ts, 0));
+    timer_free(ts);
+    QEMUBH *bh = aio_bh_new(ctx, Call::Run, &never);
+    qemu_bh_schedule(bh);
+    qemu_bh_delete(bh);
     aio_context_unref(ctx);
 }
 

@@ -3,6 +3,7 @@
 #include "loop_support.h"
 
 #include <liburing.h>
+#include <thread>
 
 struct Op {
     CqeHandler handler = {};
@@ -111,6 +112,36 @@ TEST_F(Ops, CompletionQueueOverflowLosesNothing)
             ASSERT_LE(op.calls, 1);
             done += op.calls;
         }
+    }
+}
+
+/* Making room in a full queue for the loop's own requests reaps completions: it must not sleep then. */
+TEST_F(Ops, FullQueueAtTheWaitDoesNotSleepOnCompletions)
+{
+    for (int n = 120; n <= 136; n++) { /* 128 entries */
+        ScopedContext ctx("io_uring");
+        std::vector<Op> ops(n);
+        Call submit{ [&] {
+            for (Op &op : ops) {
+                op.prep = [](struct io_uring_sqe *sqe) { io_uring_prep_nop(sqe); };
+                ASSERT_EQ(op.Add(), 0);
+            }
+        } };
+        int done = 0;
+
+        std::thread other([&] {
+            WaitUntil([&] { return ctx.Stats().iterations > 0; });
+            usleep(1000);
+            aio_bh_schedule_oneshot(ctx, Call::Run, &submit); /* takes the wake-up's read */
+        });
+        while (done < n) {
+            aio_poll(ctx, true);
+            done = 0;
+            for (Op &op : ops) {
+                done += op.calls;
+            }
+        }
+        other.join();
     }
 }
 

@@ -56,9 +56,9 @@ AioContext *aio_context_new(const AioContextOptions *opts);
 void aio_context_ref(AioContext *ctx);
 
 /*
- * Gives a reference back; the last one closes the context: timers are disarmed, bottom halves not
- * yet run are dropped, fd handlers removed.  When the home thread lives and is another, it does
- * the closing: when it next polls any context, or exits.  Operations in flight are waited for.
+ * Gives a reference back; the last one closes the context as iothread_stop() does, with a limit of 10 s.
+ * When the home thread lives and is another, it does the closing, when it next polls any context, or
+ * exits.  A home thread that exits ends its contexts in the same way.
  * Thread: any, but not below a callback of the same context.
  */
 void aio_context_unref(AioContext *ctx);
@@ -78,7 +78,8 @@ AioContext *qemu_get_current_aio_context(void);
 
 /*
  * Makes the calling thread @ctx's home before its first aio_poll(), so that it can submit block
- * requests and operations.  Aborts when another thread is.  Thread: the home-to-be.
+ * requests and operations, and @ctx its current context; below a callback, the context whose callback
+ * it is stays current.  Aborts when another thread is home.  Thread: the home-to-be.
  */
 void qemu_set_current_aio_context(AioContext *ctx);
 
@@ -87,6 +88,8 @@ void qemu_set_current_aio_context(AioContext *ctx);
  * called, then runs bottom halves, completions, fd handlers and timers that are due.
  * Returns true when something was done; a wake-up alone, a signal or an idle bottom half is no
  * progress.  May be called below any callback of the same context.
+ * A context of the same thread whose last reference went elsewhere is closed first, see
+ * aio_context_unref(): that may wait for its operations.
  * Thread: home; another one aborts.  Not inside an RCU read section: aborts.
  */
 bool aio_poll(AioContext *ctx, bool blocking);
@@ -123,25 +126,27 @@ typedef void QEMUBHFunc(void *opaque);
 /*
  * Makes a bottom half: a callback that can be scheduled again and again.
  * Returns NULL with errno ENOMEM.  Thread: any.
- * Lifetime: qemu_bh_delete() it before the context's last reference goes, or from then on touch it no more.
+ * Lifetime: qemu_bh_delete() it; the caller holds a reference on @ctx until then.
  */
 QEMUBH *aio_bh_new(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
 
 /*
  * Has @cb(@opaque) called once on the context's home thread.
- * Returns 0 or -ENOMEM.  Thread: any, but not a signal handler (it allocates).
+ * Returns 0; -ENOMEM; -ESHUTDOWN when the context has ended.  What was accepted runs.
+ * Thread: any, but not a signal handler (it allocates).
  */
 int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
 
 /*
  * Schedules a bottom half; one that is scheduled already runs once.  Those scheduled by one thread
- * run in that order; one scheduled from a bottom half runs in the next pass.
+ * run in that order (one that was cancelled may keep its place); one scheduled from a bottom half runs
+ * in the next pass.  Nothing when the context has ended.
  * Thread: any, signal handlers too; lock-free.
  * Ordering: what the caller wrote before is visible to the callback.
  */
 void qemu_bh_schedule(QEMUBH *bh);
 
-/* The same, but does not wake the loop: it runs with the next iteration, after 10 ms at the latest.
+/* The same without urgency: it runs with the next iteration, after 10 ms at the latest.
  * Thread: any, signal handlers too. */
 void qemu_bh_schedule_idle(QEMUBH *bh);
 
@@ -198,8 +203,10 @@ typedef void EventNotifierHandler(EventNotifier *e);
  * follows, even when its event had been seen already, and the kernel has let go of the file: it
  * may be closed and its number used again at once.  From another thread, or before the context
  * has a home, the change is made by the home thread soon; see aio_remove_fd_handler_async().
- * An error on the fd, its having been closed included, calls both handlers.
- * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM.
+ * An error on the fd calls both handlers.  Remove the handlers before closing the fd: otherwise, what
+ * the monitor watches is up to the kernel.
+ * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM;
+ * -ESHUTDOWN when the context has ended.
  * Thread: any.
  */
 int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
@@ -207,7 +214,8 @@ int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *i
 
 /*
  * Removes the handlers of @fd and calls @done(@opaque) on the home thread when no callback for it
- * will follow and the fd may be closed.  Never calls it before it returns.
+ * runs or will follow and the fd may be closed.  Never calls it before it returns.  When the context
+ * ends first, the thread that closes it calls @done.
  * Returns 0, -EBADF for a negative fd, or -ENOMEM.  Thread: any.
  */
 int aio_remove_fd_handler_async(AioContext *ctx, int fd, QEMUBHFunc *done, void *opaque);
@@ -239,7 +247,7 @@ struct CqeHandler {
  * @handler->cb is called from aio_poll() when it has completed.  It is submitted together with the
  * next wait.  Operations that complete more than once (multishot, zero-copy send) are not supported.
  * Returns 0; -ENOTSUP when the context's monitor is not io_uring; -EINVAL when the thread has no
- * context; another -errno when the queue was full and could not be submitted.  Then @prep and
+ * context; -ESHUTDOWN when it has ended.  Then @prep and
  * @handler->cb are not called.
  * Thread: home.  Lifetime: @handler and what the operation refers to belong to the library and the
  * kernel until its cb is called, within which it may be freed or used again.
@@ -261,7 +269,7 @@ typedef struct AioContextStats {
     uint64_t sleeps;           /* waits in the kernel that could block */
     uint64_t syscalls;         /* made by the home thread's loop: enter or ppoll, eventfd reads */
     uint64_t wakeups_notify;   /* sleeps that a notify ended */
-    uint64_t wakeups_timeout;  /* sleeps that a deadline ended */
+    uint64_t wakeups_timeout;  /* the other sleeps: a deadline, as a rule */
     uint64_t wakeups_event;    /* sleeps that a completion or an fd ended */
     uint64_t wakeups_signal;   /* sleeps that a signal ended */
     uint64_t notifies;         /* aio_notify() and its kin */
