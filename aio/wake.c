@@ -24,7 +24,6 @@ static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
     const uint64_t same = WAKE_ASLEEP | WAKE_SLEEP_MASK;
     uint64_t now;
 
-    rcu_check_fork("aio_notify"); /* the eventfd is the parent's */
     write_wake_fd(ctx);
     now = ld_seq(&ctx->wake);
     while ((now & same) == (slept & same) && !(now & WAKE_SENT)) {
@@ -36,6 +35,7 @@ static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
 
 void aio_notify(AioContext *ctx)
 {
+    rcu_check_fork("aio_notify"); /* the eventfd is the parent's */
     uint64_t old = fetch_add_seq(&ctx->wake, WAKE_COUNT_ONE); /* pairs with wake_begin_sleep() */
 
     if ((old & (WAKE_ASLEEP | WAKE_SENT)) == WAKE_ASLEEP) {

@@ -62,6 +62,7 @@ static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static pthread_once_t worker_once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_key;
 bool rcu_forked;              /* written once, in a child's only thread */
+static bool used;             /* atomic: there is state that a child must not use */
 static unsigned long backlog; /* deferred calls not yet made; atomic */
 static char edge;            /* the address that stands for "a read section ended" */
 
@@ -71,8 +72,16 @@ static void unregister_self(void *unused)
     urcu_memb_unregister_thread();
 }
 
+void rcu_mark_used(void)
+{
+    st_relaxed(&used, true);
+}
+
 static void after_fork_in_child(void)
 {
+    if (!ld_relaxed(&used)) {
+        return;
+    }
     /* The worker and the other readers are gone; the next use must take the slow path and abort. */
     rcu_forked = true;
     self.registered = false;
@@ -85,7 +94,7 @@ static void process_init(void)
     }
 }
 
-/* Before any use of the library: contexts may be made by a thread that never enters a read section. */
+/* Before any use of the library, which may begin in ways that never enter a read section. */
 static __attribute__((constructor)) void watch_for_fork(void)
 {
     pthread_atfork(NULL, NULL, after_fork_in_child);
@@ -111,6 +120,7 @@ void rcu_die_forked(const char *call)
 static __attribute__((noinline)) void register_self(void)
 {
     rcu_check_fork("aio_rcu_read_lock");
+    rcu_mark_used();
     pthread_once(&process_once, process_init);
     urcu_memb_register_thread();
     self.registered = true;

@@ -7,6 +7,8 @@
 
 /* Set in a child of fork(), which has the library's state but none of its threads. */
 extern bool rcu_forked;
+/* From now on a child of fork() is one that must not use the library. */
+void rcu_mark_used(void);
 _Noreturn void rcu_die_forked(const char *call);
 
 /* Aborts, naming @call, in a child of fork(). */

@@ -373,3 +373,33 @@ TEST(Timeout, PollNsWaitsAndSeesReadiness)
     close(fds[0]);
     close(fds[1]);
 }
+
+TEST_F(Clock, VirtualGoesOnFromWhereItIsWhenRealtimesSourceIsReplaced)
+{
+    cpu_enable_ticks();
+    int64_t before = cpu_get_clock();
+    {
+        FakeClock fake(QEMU_CLOCK_REALTIME, 5);
+        int64_t at = cpu_get_clock();
+
+        EXPECT_GE(at, before);
+        fake.Advance(1000);
+        EXPECT_EQ(cpu_get_clock(), at + 1000);
+        before = cpu_get_clock();
+    }
+    EXPECT_GE(cpu_get_clock(), before);
+    EXPECT_LT(cpu_get_clock(), before + INT64_C(600000000000));
+    cpu_disable_ticks();
+}
+
+/* In a process of its own. */
+TEST(FirstUse, MayBeATimerOfTheMainLoopsGroup)
+{
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    EXPECT_EXIT({
+        QEMUTimer ts;
+        timer_init_full(&ts, &main_loop_tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
+        timer_mod(&ts, 0);
+        exit(qemu_clock_run_all_timers() ? 0 : 1);
+    }, testing::ExitedWithCode(0), "");
+}

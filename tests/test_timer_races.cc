@@ -459,3 +459,83 @@ TEST(TimerRace, ModBesideTheEndOfItsListReturnsFalse)
         EXPECT_FALSE(timer_mod(t, 0));
     }
 }
+
+/* What timer_del_sync() waits for may free the timer: it must not look at it afterwards. */
+TEST(TimerRace, CallbackMayFreeTheTimerThatDelSyncWaitsFor)
+{
+    for (int i = 0; i < (kSanitized ? 20 : 100); i++) {
+        TestGroup g;
+        Runner runner(g);
+        QEMUTimer *ts;
+        std::atomic<bool> running{ false };
+        struct Args {
+            QEMUTimer **ts;
+            std::atomic<bool> *running;
+        } args{ &ts, &running };
+
+        ts = timer_new_full(&g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *o) {
+            Args *a = static_cast<Args *>(o);
+            *a->running = true;
+            usleep(2000);
+            timer_free(*a->ts);
+        }, &args);
+        timer_mod(ts, 0);
+        ASSERT_TRUE(WaitUntil([&] { return running.load(); }));
+        EXPECT_EQ(timer_del_sync(ts), 0);
+        if (i % 4 == 0) {
+            aio_rcu_barrier();
+        }
+    }
+}
+
+TEST(TimerRace, DeinitSyncWaitsForACallbackThatArmsItsTimerAgain)
+{
+    for (int i = 0; i < 20; i++) {
+        TestGroup g;
+        Runner runner(g);
+        struct Periodic {
+            QEMUTimer timer;
+            std::atomic<int> calls{ 0 };
+            static void Fire(void *o)
+            {
+                Periodic *p = static_cast<Periodic *>(o);
+                p->calls++;
+                usleep(1000);
+                timer_mod(&p->timer, 0);
+            }
+        };
+        auto p = std::make_unique<Periodic>();
+
+        timer_init_full(&p->timer, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, Periodic::Fire, p.get());
+        timer_mod(&p->timer, 0);
+        ASSERT_TRUE(WaitUntil([&] { return p->calls > 0; }));
+        EXPECT_EQ(timer_deinit_sync(&p->timer), 0);
+        p.reset(); /* under AddressSanitizer a late callback would be seen */
+    }
+}
+
+TEST(TimerRace, DelSyncTakesAwayWhatTheCallbackArmed)
+{
+    TestGroup g;
+    Runner runner(g);
+    Blocker b;
+    QEMUTimer *ts;
+    std::atomic<int> calls{ 0 };
+    HeapTimer timer(&g.tlg, [&] {
+        calls++;
+        timer_mod(ts, 0);
+        b.Block();
+    });
+
+    ts = timer;
+    timer_mod(ts, 0);
+    ASSERT_TRUE(b.WaitRunning());
+    std::thread other([&] {
+        usleep(10000);
+        b.leave = true;
+    });
+    EXPECT_EQ(timer_del_sync(ts), 1);
+    other.join();
+    EXPECT_FALSE(timer_pending(ts));
+    EXPECT_EQ(calls, 1);
+}

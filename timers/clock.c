@@ -122,31 +122,6 @@ static void free_source(AioRcuHead *head)
     free(container_of(head, struct clock_source, rcu));
 }
 
-int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *opaque)
-{
-    struct clock *clock = clock_of(type);
-    struct clock_source *new_source = NULL, *old;
-
-    if (get) {
-        new_source = calloc(1, sizeof(*new_source));
-        if (!new_source) {
-            return -ENOMEM;
-        }
-        new_source->get = get;
-        new_source->opaque = opaque;
-    }
-    old = xchg_seq(&clock->source, new_source);
-    if (old) {
-        aio_call_rcu(&old->rcu, free_source);
-    }
-    qemu_clock_notify(type);
-    if (type == QEMU_CLOCK_REALTIME) {
-        qemu_clock_notify(QEMU_CLOCK_VIRTUAL);
-        qemu_clock_notify(QEMU_CLOCK_VIRTUAL_RT);
-    }
-    return 0;
-}
-
 /* ---- VIRTUAL --------------------------------------------------------------------------------- */
 
 struct virtual_time {
@@ -161,7 +136,7 @@ static struct virtual_time read_virtual(bool want_ns, bool want_ticks)
 
     do {
         seq = ld_acquire(&virtual_clock.seq);
-        v.running = ld_acquire(&virtual_clock.running);
+        v.running = ld_seq(&virtual_clock.running);
         v.ns = ld_acquire(&virtual_clock.base_ns);
         v.ticks = ld_acquire(&virtual_clock.base_ticks);
         /* The reading of the time lies between the looks at seq too: it is not past the stop. */
@@ -177,6 +152,7 @@ static struct virtual_time read_virtual(bool want_ns, bool want_ticks)
 
 static void set_running(bool run)
 {
+    rcu_check_fork(run ? "cpu_enable_ticks" : "cpu_disable_ticks");
     pthread_mutex_lock(&virtual_clock.lock);
     bool change = virtual_clock.running != run;
     if (change) {
@@ -187,7 +163,7 @@ static void set_running(bool run)
         st_seq(&virtual_clock.seq, virtual_clock.seq + 1);
         ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
         ticks = read_host_ticks();
-        st_release(&virtual_clock.running, run);
+        st_seq(&virtual_clock.running, run); /* pairs with a sleeper's look at its deadlines */
         st_release(&virtual_clock.base_ns, virtual_clock.base_ns + sign * ns);
         st_release(&virtual_clock.base_ticks, virtual_clock.base_ticks + sign * ticks);
         st_release(&virtual_clock.seq, virtual_clock.seq + 1);
@@ -197,6 +173,52 @@ static void set_running(bool run)
         qemu_clock_notify(QEMU_CLOCK_VIRTUAL);
         qemu_clock_notify(QEMU_CLOCK_VIRTUAL_RT);
     }
+}
+
+static struct clock_source *swap_source(QEMUClockType type, struct clock_source *source)
+{
+    struct clock_source *old;
+    int64_t before;
+
+    if (type != QEMU_CLOCK_REALTIME) {
+        return xchg_seq(&clock_of(type)->source, source);
+    }
+    /* VIRTUAL, while it runs, goes on from where it is. */
+    pthread_mutex_lock(&virtual_clock.lock);
+    st_seq(&virtual_clock.seq, virtual_clock.seq + 1);
+    before = qemu_clock_get_ns(type);
+    old = xchg_seq(&clock_of(type)->source, source);
+    if (virtual_clock.running) {
+        st_release(&virtual_clock.base_ns,
+                   virtual_clock.base_ns + before - qemu_clock_get_ns(type));
+    }
+    st_release(&virtual_clock.seq, virtual_clock.seq + 1);
+    pthread_mutex_unlock(&virtual_clock.lock);
+    return old;
+}
+
+int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *opaque)
+{
+    struct clock_source *new_source = NULL, *old;
+
+    if (get) {
+        new_source = calloc(1, sizeof(*new_source));
+        if (!new_source) {
+            return -ENOMEM;
+        }
+        new_source->get = get;
+        new_source->opaque = opaque;
+    }
+    old = swap_source(type, new_source);
+    if (old) {
+        aio_call_rcu(&old->rcu, free_source);
+    }
+    qemu_clock_notify(type);
+    if (type == QEMU_CLOCK_REALTIME) {
+        qemu_clock_notify(QEMU_CLOCK_VIRTUAL);
+        qemu_clock_notify(QEMU_CLOCK_VIRTUAL_RT);
+    }
+    return 0;
 }
 
 void cpu_enable_ticks(void)
@@ -211,7 +233,9 @@ void cpu_disable_ticks(void)
 
 int64_t cpu_get_clock(void)
 {
-    return read_virtual(true, false).ns;
+    int64_t ns = read_virtual(true, false).ns;
+
+    return ns < 0 ? 0 : ns; /* a replaced source may step back */
 }
 
 int64_t cpu_get_ticks(void)
@@ -236,7 +260,7 @@ void clock_add_list(QEMUTimerList *tl)
 
     pthread_mutex_lock(&clock->lists_lock);
     tl->next_in_clock = clock->lists;
-    st_release(&clock->lists, tl); /* a walker that sees it sees what timerlist_new() wrote */
+    st_seq(&clock->lists, tl); /* before its first look at `enabled`: clock_int.h */
     pthread_mutex_unlock(&clock->lists_lock);
 }
 
@@ -254,7 +278,7 @@ void clock_remove_list(QEMUTimerList *tl)
 }
 
 #define for_each_list_rcu(tl, clock) \
-    for ((tl) = ld_acquire(&(clock)->lists); (tl); (tl) = ld_acquire(&(tl)->next_in_clock))
+    for ((tl) = ld_seq(&(clock)->lists); (tl); (tl) = ld_acquire(&(tl)->next_in_clock))
 
 void qemu_clock_notify(QEMUClockType type)
 {
@@ -352,9 +376,12 @@ static void wait_for_passes(struct clock *clock)
     pthread_mutex_lock(&clock->disable_lock);
     clock->disable_epoch++;
     while ((tl = find_busy_list(clock))) {
+        unsigned ended = ld_seq(&tl->passes_ended);
+
         pthread_mutex_lock(&clock->wait_lock);
         st_seq(&clock->disable_waiters, clock->disable_waiters + 1);
-        while (ld_seq(&tl->passes) > 0) {
+        /* Once is enough: another thread may have enabled the clock again. */
+        while (ld_seq(&tl->passes) > 0 && ld_seq(&tl->passes_ended) == ended) {
             pthread_cond_wait(&clock->pass_done, &clock->wait_lock);
         }
         st_seq(&clock->disable_waiters, clock->disable_waiters - 1);

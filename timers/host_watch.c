@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,45 +21,49 @@
 #define TFD_TIMER_CANCEL_ON_SET (1 << 1)
 #endif
 
-static void *watch(void *unused)
+static int arm_far_in_the_future(int fd)
 {
     const time_t ten_years = 10 * 365 * 86400;
-    int fd = timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC);
+    struct itimerspec far = { .it_value.tv_sec = time(NULL) + ten_years };
+
+    return timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &far, NULL);
+}
+
+static void *watch(void *arg)
+{
+    int fd = (int)(intptr_t)arg;
     uint64_t expirations;
 
-    if (fd < 0) {
-        return NULL;
-    }
-    for (;;) {
-        struct itimerspec far = { .it_value.tv_sec = time(NULL) + ten_years };
-
-        if (timerfd_settime(fd, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &far, NULL) < 0) {
-            if (errno != ECANCELED) {
-                break;
-            }
-            qemu_clock_notify(QEMU_CLOCK_HOST); /* a step since the last arming; it is armed now */
-        }
-        if (read(fd, &expirations, sizeof(expirations)) < 0 && errno != ECANCELED && errno != EINTR) {
+    pthread_setname_np(pthread_self(), "aioctx-clock");
+    while (read(fd, &expirations, sizeof(expirations)) >= 0 || errno == ECANCELED || errno == EINTR) {
+        /* ECANCELED: a step since the last arming; it is armed all the same. */
+        if (arm_far_in_the_future(fd) < 0 && errno != ECANCELED) {
             break;
         }
-        qemu_clock_notify(QEMU_CLOCK_HOST);
+        qemu_clock_notify(QEMU_CLOCK_HOST); /* after the arming: no step falls in between */
     }
     close(fd);
     return NULL;
 }
 
+/* Armed before the first HOST timer is: what steps from then on is seen. */
 static void start(void)
 {
+    int fd = timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC);
     pthread_attr_t attr;
     pthread_t thread;
     sigset_t all, old;
 
+    if (fd < 0) {
+        return;
+    }
+    arm_far_in_the_future(fd);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    if (pthread_create(&thread, &attr, watch, NULL) == 0) {
-        pthread_setname_np(thread, "aioctx-clock");
+    if (pthread_create(&thread, &attr, watch, (void *)(intptr_t)fd) != 0) {
+        close(fd);
     }
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

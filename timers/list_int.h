@@ -47,11 +47,22 @@ struct heap_timer {
     AioRcuHead rcu;
 };
 
+/*
+ * Who waits until a callback has returned; lives on the waiter's stack, under the list's lock.  The runner
+ * disarms the timer for the waiters when the callback has returned: at that moment it is neither armed
+ * nor running.  A waiter does not touch the timer any more, which may have been freed.
+ */
+struct timer_waiter {
+    bool done;
+    bool disarmed; /* the callback, or someone meanwhile, had armed the timer again */
+    struct timer_waiter *next;
+};
+
 /* A callback that is running; lives on its runner's stack, under the list's lock. */
 struct timer_run {
     QEMUTimer *ts; /* NULL once timer_deinit() has let go of it */
-    uint64_t id;   /* never used twice in a list */
     bool reap;     /* timer_free() came meanwhile: free it afterwards */
+    struct timer_waiter *waiters;
     struct timer_run *outer;
 };
 
@@ -72,15 +83,14 @@ struct QEMUTimerList {
     QEMUTimerList *next_in_clock; /* atomic, RCU */
     unsigned refs;                /* atomic: the owner's and one for each initialised timer */
     unsigned passes;              /* atomic: passes in progress that found a timer due, nested ones too */
+    unsigned passes_ended;        /* atomic: how often passes went down to 0 */
     uint64_t disabled_epoch;      /* under the clock's disable_lock: passes was zero since then */
 
     pthread_mutex_t lock __attribute__((aligned(64)));
     uint64_t seq;
-    uint64_t run_id;
     struct timer_run *runs;  /* innermost first */
     struct heap_timer *walk; /* atomic, RCU */
-    pthread_cond_t run_done; /* a run ended while sync_waiters > 0 */
-    unsigned sync_waiters;
+    pthread_cond_t run_done; /* a run that has waiters ended */
     unsigned depth;          /* passes on the runner's stack */
     bool closed;             /* nothing can be armed any more */
     bool freed;              /* timerlist_free() was called */
@@ -110,8 +120,8 @@ bool timerlist_publish_locked(struct timer_class *cls);
 /* The oldest callback of @ts that is running, the last one to return; NULL: none. */
 struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts);
 
-/* Drops the lock while it waits for a run to end. */
-void timerlist_wait_run_locked(QEMUTimerList *tl, uint64_t id);
+/* Drops the lock while it waits for the run to end.  @waiter tells how it ended. */
+void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run, struct timer_waiter *waiter);
 
 /* Unlocks and, when @forward, calls the notify callback; the two lie in one read section, so that
  * what the callback uses cannot go in between: closing the list takes the lock, and its owner waits

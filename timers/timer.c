@@ -69,7 +69,7 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
         die_misuse("timer_init", "the timer has no callback");
     }
     clock_of(type);
-    if (!group) {
+    if (!group || group == &main_loop_tlg) {
         init_clocks(NULL);
         group = &main_loop_tlg;
     }
@@ -111,24 +111,20 @@ void timer_init_ms(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opa
     timer_init(ts, type, SCALE_MS, cb, opaque);
 }
 
-/* Makes the runs of @ts forget it.  Returns the id of the oldest, the last to return; 0: none. */
-static uint64_t forget_runs_locked(QEMUTimerList *tl, const QEMUTimer *ts)
+static void forget_runs_locked(QEMUTimerList *tl, const QEMUTimer *ts)
 {
-    uint64_t oldest = 0;
-
     for (struct timer_run *run = tl->runs; run; run = run->outer) {
         if (run->ts == ts) {
             run->ts = NULL;
-            oldest = run->id;
         }
     }
-    return oldest;
 }
 
 static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
 {
+    struct timer_waiter waiter;
+    struct timer_run *run;
     QEMUTimerList *tl;
-    uint64_t run;
     int ret = 0;
 
     if (!ts->timer_list) {
@@ -142,15 +138,16 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
         timerlist_disarm_locked(tl, ts);
         timerlist_publish_locked(class_of(tl, ts));
     }
-    run = forget_runs_locked(tl, ts);
-    ts->timer_list = NULL;
-    if (sync && run) {
-        if (callback_depth.any) {
-            ret = -EDEADLK;
-        } else {
-            timerlist_wait_run_locked(tl, run);
-        }
+    run = sync ? timerlist_find_run_locked(tl, ts) : NULL;
+    if (run && callback_depth.any) {
+        ret = -EDEADLK;
+    } else if (run) {
+        /* The callback may arm its timer yet: that does nothing from now on. */
+        st_release(&ts->state, ts->state | TIMER_DEAD);
+        timerlist_wait_run_locked(tl, run, &waiter);
     }
+    forget_runs_locked(tl, ts);
+    ts->timer_list = NULL;
     pthread_mutex_unlock(&tl->lock);
     timerlist_put(tl);
     return ret;
@@ -342,29 +339,28 @@ bool timer_del(QEMUTimer *ts)
 
 int timer_del_sync(QEMUTimer *ts)
 {
+    struct timer_waiter waiter;
     struct timer_run *run;
     QEMUTimerList *tl;
     int ret = 0;
 
     rcu_check_may_wait("timer_del_sync");
     tl = lock_timer(ts, "timer_del_sync");
-    for (;;) {
-        if (is_armed(ts)) {
-            timerlist_disarm_locked(tl, ts);
-            timerlist_publish_locked(class_of(tl, ts));
-            ret = 1;
-        }
-        run = timerlist_find_run_locked(tl, ts);
-        if (!run) {
-            break; /* neither armed nor running: this is the moment */
-        }
-        if (callback_depth.any) {
-            ret = -EDEADLK;
-            break;
-        }
-        timerlist_wait_run_locked(tl, run->id);
+    timerlist_get(tl); /* the callback may free the timer, and its reference with it */
+    if (is_armed(ts)) {
+        timerlist_disarm_locked(tl, ts);
+        timerlist_publish_locked(class_of(tl, ts));
+        ret = 1;
+    }
+    run = timerlist_find_run_locked(tl, ts);
+    if (run && callback_depth.any) {
+        ret = -EDEADLK;
+    } else if (run) {
+        timerlist_wait_run_locked(tl, run, &waiter); /* from here on @ts may be gone */
+        ret |= waiter.disarmed;
     }
     pthread_mutex_unlock(&tl->lock);
+    timerlist_put(tl);
     return ret;
 }
 

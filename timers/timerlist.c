@@ -28,6 +28,7 @@ QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void
     QEMUTimerList *tl;
 
     rcu_check_fork("timerlist_new");
+    rcu_mark_used();
     clock_of(type); /* aborts on a bad one */
     tl = aligned_alloc(64, sizeof(*tl));
     if (!tl) {
@@ -100,6 +101,7 @@ static void disarm_all_locked(QEMUTimerList *tl)
 
 static void close_list(QEMUTimerList *tl, const char *call, bool free_it)
 {
+    rcu_check_fork(call);
     pthread_mutex_lock(&tl->lock);
     if (tl->freed) {
         die_misuse(call, "the list was freed before");
@@ -268,20 +270,30 @@ struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *
     return found;
 }
 
-void timerlist_wait_run_locked(QEMUTimerList *tl, uint64_t id)
+void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run, struct timer_waiter *waiter)
 {
-    struct timer_run *run;
-
-    tl->sync_waiters++;
-    for (;;) {
-        for (run = tl->runs; run && run->id != id; run = run->outer) {
-        }
-        if (!run) {
-            break;
-        }
+    *waiter = (struct timer_waiter){ .next = run->waiters };
+    run->waiters = waiter;
+    while (!waiter->done) { /* from then on the runner does not touch it */
         pthread_cond_wait(&tl->run_done, &tl->lock);
     }
-    tl->sync_waiters--;
+}
+
+static void wake_waiters_locked(QEMUTimerList *tl, struct timer_run *run)
+{
+    bool disarm = run->ts && run->ts->place != PLACE_NONE;
+
+    if (disarm) {
+        timerlist_disarm_locked(tl, run->ts);
+        timerlist_publish_locked(class_of(tl, run->ts));
+    }
+    for (struct timer_waiter *w = run->waiters, *next; w; w = next) {
+        next = w->next;
+        w->disarmed = disarm; /* one arming: the first waiter reports it */
+        w->done = true;
+        disarm = false;
+    }
+    pthread_cond_broadcast(&tl->run_done);
 }
 
 static void end_run_locked(QEMUTimerList *tl, struct timer_run *run)
@@ -291,15 +303,15 @@ static void end_run_locked(QEMUTimerList *tl, struct timer_run *run)
     if (run->ts && !timerlist_find_run_locked(tl, run->ts)) {
         st_release(&run->ts->state, run->ts->state & ~TIMER_RUNNING);
     }
-    if (tl->sync_waiters) {
-        pthread_cond_broadcast(&tl->run_done);
+    if (run->waiters) {
+        wake_waiters_locked(tl, run); /* the timer may be gone as soon as the lock is dropped */
     }
 }
 
 /* Runs @ts, which was taken out of its queue, with the lock dropped meanwhile. */
 static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 {
-    struct timer_run run = { .ts = ts, .id = ++tl->run_id, .outer = tl->runs };
+    struct timer_run run = { .ts = ts, .outer = tl->runs };
     QEMUTimerCB *cb = ts->cb;
     void *opaque = ts->opaque;
 
@@ -398,12 +410,14 @@ bool timerlist_run_timers(QEMUTimerList *tl)
     if (head > now) {
         return false;
     }
+    rcu_check_fork("timerlist_run_timers");
     rcu_check_may_wait("timerlist_run_timers");
     fetch_add_seq(&tl->passes, 1); /* pairs with the disabler: clock_int.h */
     if (ld_seq(&clock->enabled)) {
         ran = run_pass(tl, clock, now);
     }
     if (fetch_sub_seq(&tl->passes, 1) == 1) {
+        fetch_add_seq(&tl->passes_ended, 1);
         clock_pass_done(clock);
     }
     return ran;

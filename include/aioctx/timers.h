@@ -7,7 +7,7 @@
  *
  *                                    may run beside                            may block
  *   timer_mod*, timer_del            each other, on one timer, on any thread   no (short lock)
- *   timer_free                       all of the above                          no (see there)
+ *   timer_free                       all of the above                          no (see below)
  *   timer_pending, _expired,
  *   _expire_time_ns                  all of the above                          no, lock-free
  *   timer_init*, timer_deinit*       nothing on the same timer                 _sync: yes
@@ -16,7 +16,9 @@
  *   _deadline_ns, _walk, *_deadline* everything                                no, lock-free
  *   timerlist_run_timers             everything but another run of that list   runs callbacks
  *
- * The only calls that wait are those named _sync and qemu_clock_enable(type, false).  Called below
+ * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, the last timer_deinit
+ * of a list that is gone) waits when 65536 frees are pending; see aio_call_rcu().  Otherwise the
+ * only calls that wait are those named _sync and qemu_clock_enable(type, false).  Called below
  * a callback on a home thread, where two loops could come to wait for each other, they do
  * everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
  */
@@ -63,10 +65,11 @@ typedef int64_t QEMUClockSourceFunc(void *opaque);
 
 /*
  * Replaces the source that clock @type reads, for tests and simulators; @get NULL restores the
- * real one.  Replacing the source of REALTIME also replaces what VIRTUAL counts while it runs.
+ * real one.  Replacing the source of REALTIME also replaces what VIRTUAL counts while it runs, from
+ * where it is.  @get is called inside an RCU read section: it must not wait, nor read VIRTUAL.
  * Every list of the clock is re-evaluated.  A source whose time jumps must call
  * qemu_clock_notify() after each jump, as nothing else can tell the sleeping threads.
- * Returns 0 or -ENOMEM.  Thread: any; does not block.
+ * Returns 0 or -ENOMEM.  Thread: any.
  * Lifetime: @get may still be called on other threads until a grace period has passed
  * (aio_synchronize_rcu()).
  */
@@ -177,7 +180,8 @@ void timer_init_ms(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opa
 void timer_deinit(QEMUTimer *ts);
 
 /*
- * The same, and waits for a running callback, so that the object around the timer may go.
+ * The same, and waits for a running callback, so that the object around the timer may go.  If that
+ * callback arms the timer meanwhile, that does nothing.
  * Returns 0, or -EDEADLK when it did not wait (see the top of this file).
  * Thread: any, but not inside an RCU read section; blocks.
  */
@@ -202,8 +206,8 @@ QEMUTimer *timer_new_ms(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
  */
 void timer_free(QEMUTimer *ts);
 
-/* Names a timer from timer_new() for timerlist_walk(); @name must live as long as the timer.
- * Thread: any. */
+/* Names a timer from timer_new() for timerlist_walk(); @name must live as long as the timer, and a
+ * grace period after timer_free().  Thread: any. */
 void timer_set_name(QEMUTimer *ts, const char *name);
 
 /*
@@ -230,7 +234,8 @@ bool timer_del(QEMUTimer *ts);
 
 /*
  * Disarms @ts and waits: at one moment before it returns, the timer was neither armed nor running.
- * Returns 1 when it was armed, 0 when not, -EDEADLK when a callback was running and it did not
+ * The callback that it waits for may free the timer.
+ * Returns 1 when it was armed, or was armed again by the time the callback returned; 0 when not; -EDEADLK when a callback was running and it did not
  * wait for it (see the top of this file); the timer is disarmed then too.
  * Thread: any, but not inside an RCU read section; blocks.
  */
@@ -248,7 +253,8 @@ int64_t timer_expire_time_ns(const QEMUTimer *ts);
 /* ---- Lists and groups ------------------------------------------------------------------------ */
 
 /*
- * Makes a list of clock @type; @cb(@opaque, type) is called when its soonest deadline moves forward.
+ * Makes a list of clock @type; @cb(@opaque, type) is called when its soonest deadline, that of the
+ * EXTERNAL timers or that of the others, moves forward.
  * Returns NULL with errno ENOMEM.  Thread: any.  Lifetime: free with timerlist_free().
  */
 QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque);
