@@ -17,7 +17,8 @@ void aio_context_count_inflight(AioContext *ctx, int n);
 typedef struct AioCloseHook AioCloseHook;
 struct AioCloseHook {
     void (*func)(AioCloseHook *hook, AioContext *ctx);
-    /* May be NULL: called before, on the home thread, when what is in flight took too long: cancel it. */
+    /* May be NULL: called before, on the home thread, when what is in flight took too long: cancel
+     * it. */
     void (*cancel)(AioCloseHook *hook, AioContext *ctx);
     AioCloseHook *next, **pprev;
     bool cancelled; /* the loop's */

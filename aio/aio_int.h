@@ -2,26 +2,26 @@
 /*
  * An AioContext's state.
  *
- * Sleeping and waking.  One word, `wake`, holds how many notifies there were (33 bits), how many sleeps
- * (29 bits), whether the home thread sleeps or is about to, and whether this sleep's wake-up is in the
- * kernel already.
+ * Sleeping and waking.  One word, `wake`, holds how many notifies there were (33 bits), how many
+ * sleeps (29 bits), whether the home thread sleeps or is about to, and whether this sleep's wake-up
+ * is in the kernel already.
  *
  *   notifier   publish work            seq_cst   |  sleeper   count as last seen?
- *              old = wake, count + 1   seq_cst   |            sleep + 1, ASLEEP         CAS, seq_cst
- *              old ASLEEP, not SENT:             |            look at every source of work   seq_cst
+ *              old = wake, count + 1   seq_cst   |            sleep + 1, ASLEEP    CAS, seq_cst
+ *              old ASLEEP, not SENT:             |            look at every source of work
  *                write the eventfd               |            wait in the kernel
- *                same sleep: set SENT  CAS       |            clear both, count is seen     seq_cst
+ *                same sleep: set SENT  CAS       |            clear both, count is seen
  *
- * Nothing is lost: an addition before the sleeper's CAS makes that fail, and nothing sleeps; one after
- * it finds ASLEEP.  Work that the sleeper's look did not see was published after it, so the addition
- * came after the CAS.  A needed wake-up is in the kernel before aio_notify() returns: a notifier that
- * makes no system call saw the thread awake, or SENT, which is set after the write.  SENT set late
- * cannot hit the next sleep, since the CAS compares the number of the sleep.  A notify that finds the
- * thread awake stays counted, and the next blocking poll does not sleep: the caller may have set a flag
- * that the home thread had looked at before.
+ * Nothing is lost: an addition before the sleeper's CAS makes that fail, and nothing sleeps; one
+ * after it finds ASLEEP.  Work that the sleeper's look did not see was published after it, so the
+ * addition came after the CAS.  A needed wake-up is in the kernel before aio_notify() returns: a
+ * notifier that makes no system call saw the thread awake, or SENT, which is set after the write.
+ * SENT set late cannot hit the next sleep, since the CAS compares the number of the sleep.  A
+ * notify that finds the thread awake stays counted, and the next blocking poll does not sleep: the
+ * caller may have set a flag that the home thread had looked at before.
  *
- * Sources of work: bh_stack, fd_requests, the head words of the timer lists (timers/list_int.h), and,
- * home thread only, the completions that were reaped but not yet dispatched.
+ * Sources of work: bh_stack, fd_requests, the head words of the timer lists (timers/list_int.h),
+ * and, home thread only, the completions that were reaped but not yet dispatched.
  */
 #ifndef AIO_AIO_INT_H
 #define AIO_AIO_INT_H
@@ -61,14 +61,14 @@ struct AioHandler {
     AioPollFn *io_poll;
     IOHandler *io_poll_ready;
     void *opaque;
-    EventNotifier *notifier; /* io_read takes this: it is an EventNotifierHandler */
-    unsigned busy;    /* its callbacks on the stack */
-    bool removed;     /* call nothing any more; free when nothing below refers to it */
-    bool queued;      /* its completion is among ctx->done */
-    bool armed;       /* io_uring: a poll request is in the kernel or on its way there */
-    bool rearm;       /* io_uring: is on the list of handlers to arm */
-    struct fd_request *told; /* removals to be told of once busy is 0 */
-    CqeHandler ready; /* its completion: res is a POLL* mask */
+    EventNotifier *notifier;   /* io_read takes this: it is an EventNotifierHandler */
+    unsigned busy;             /* its callbacks on the stack */
+    bool removed;              /* call nothing any more; free when nothing below refers to it */
+    bool queued;               /* its completion is among ctx->done */
+    bool armed;                /* io_uring: a poll request is in the kernel or on its way there */
+    bool rearm;                /* io_uring: is on the list of handlers to arm */
+    struct fd_request *told;   /* removals to be told of once busy is 0 */
+    CqeHandler ready;          /* its completion: res is a POLL* mask */
     AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, ppoll watched */
 };
 
@@ -95,23 +95,23 @@ struct AioContext {
 
     /* Home thread only; others read the counters. */
     void *mon_state __attribute__((aligned(64)));
-    QEMUBH *bh_first, *bh_last; /* taken from bh_stack, not yet run */
+    QEMUBH *bh_first, *bh_last;    /* taken from bh_stack, not yet run */
     CqeHandler *done, **done_tail; /* reaped, not yet dispatched */
-    AioHandler **handlers;      /* by fd */
+    AioHandler **handlers;         /* by fd */
     int handlers_size;
     struct fd_request *fd_first; /* taken from fd_requests, not yet applied */
     struct fd_request *fd_told;  /* removals that were applied and are to be told of */
-    unsigned depth;             /* of aio_poll() */
-    bool shut;                  /* context_shutdown() was here */
-    uint64_t inflight_ops;      /* of users, on the ring; until their callbacks are called */
-    uint64_t inflight_other;    /* aio_context_count_inflight() */
+    unsigned depth;              /* of aio_poll() */
+    bool shut;                   /* context_shutdown() was here */
+    uint64_t inflight_ops;       /* of users, on the ring; until their callbacks are called */
+    uint64_t inflight_other;     /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
     AioContextStats stats;
 
     AioRcuHead rcu;
 };
 
-/* ---- The monitors' interface ------------------------------------------------------------------- */
+/* ---- The monitors' interface ----------------------------------------------------------------- */
 
 /*
  * What waits for fds and completions.  A monitor puts what has completed on ctx->done with
@@ -119,12 +119,13 @@ struct AioContext {
  */
 struct FDMonOps {
     const char *name;
-    /* Makes mon_state.  Returns 0 or -errno; -ENOSYS, -EPERM and -ENOMEM let another monitor be tried. */
+    /* Makes mon_state.  Returns 0 or -errno; -ENOSYS, -EPERM and -ENOMEM let another monitor be
+     * tried. */
     int (*init)(AioContext *ctx, unsigned entries);
     /* The calling thread is home from now on. */
     void (*attach)(AioContext *ctx);
-    /* Submits what is queued and waits: timeout_ns 0 not at all, below 0 without limit.  Returns 0, or
-     * -EINTR when a signal ended the wait. */
+    /* Submits what is queued and waits: timeout_ns 0 not at all, below 0 without limit.  Returns 0,
+     * or -EINTR when a signal ended the wait. */
     int (*wait)(AioContext *ctx, int64_t timeout_ns);
     /* Handler is new, or its events have changed; events is not 0. */
     void (*watch)(AioContext *ctx, AioHandler *h);
@@ -137,7 +138,8 @@ struct FDMonOps {
                    CqeHandler *handler);
     int (*cancel_sqe)(AioContext *ctx, CqeHandler *handler);
     void (*cancel_all)(AioContext *ctx);
-    /* Frees mon_state.  No handler is watched any more.  On any thread when there never was a home. */
+    /* Frees mon_state.  No handler is watched any more.  On any thread when there never was a home.
+     * */
     void (*close)(AioContext *ctx);
 };
 
@@ -151,7 +153,7 @@ static inline void context_complete(AioContext *ctx, CqeHandler *handler)
     ctx->done_tail = &handler->next;
 }
 
-/* ---- Between the files of this folder ---------------------------------------------------------- */
+/* ---- Between the files of this folder -------------------------------------------------------- */
 
 /* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
 void context_enter_home(AioContext *ctx, const char *call);
@@ -159,7 +161,8 @@ void context_enter_home(AioContext *ctx, const char *call);
 bool context_iterate(AioContext *ctx, int64_t max_wait_ns);
 /* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
 void context_notify_from_timer(void *opaque, QEMUClockType type);
-/* context.c: ends all that the context does; see iothread_stop().  Home thread, or there never was one. */
+/* context.c: ends all that the context does; see iothread_stop().  Home thread, or there never was
+ * one. */
 void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns);
 #define CONTEXT_STOP_LIMIT_NS INT64_C(10000000000)
 

@@ -3,13 +3,13 @@
  * Bottom halves.
  *
  * Anyone pushes onto ctx->bh_stack, a Treiber stack; the home thread takes the whole stack at once,
- * which rules out ABA, and reverses it, so that what one thread scheduled runs in that order.  A pass
- * moves what was taken to the end of a FIFO and runs the FIFO until it is empty: a nested pass thereby
- * finishes the outer one's rest first, and what is scheduled meanwhile waits on the stack.
+ * which rules out ABA, and reverses it, so that what one thread scheduled runs in that order.  A
+ * pass moves what was taken to the end of a FIFO and runs the FIFO until it is empty: a nested pass
+ * thereby finishes the outer one's rest first, and what is scheduled meanwhile waits on the stack.
  *
- * BH_PENDING says that the bottom half is on the stack or in the FIFO; who sets it pushes.  The home
- * thread clears it, together with BH_SCHEDULED, when it takes the bottom half out to run it, so from
- * then on it can be pushed again.  Memory is freed by the home thread only.
+ * BH_PENDING says that the bottom half is on the stack or in the FIFO; who sets it pushes.  The
+ * home thread clears it, together with BH_SCHEDULED, when it takes the bottom half out to run it,
+ * so from then on it can be pushed again.  Memory is freed by the home thread only.
  * Source: Treiber, "Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986.
  */
 #include "aio/aio_int.h"
@@ -49,8 +49,8 @@ static QEMUBH *bh_alloc(AioContext *ctx, QEMUBHFunc *cb, void *opaque, unsigned 
     return bh;
 }
 
-/* May be in a signal handler.  @bh may be run, and freed, as soon as it is on the stack.  Returns false
- * when the context has ended: nothing is accepted any more. */
+/* May be in a signal handler.  @bh may be run, and freed, as soon as it is on the stack.  Returns
+ * false when the context has ended: nothing is accepted any more. */
 static bool push(AioContext *ctx, QEMUBH *bh)
 {
     QEMUBH *top = ld_seq(&ctx->bh_stack);
@@ -96,8 +96,8 @@ static void set_flags(QEMUBH *bh, unsigned set, unsigned clear, bool notify)
     }
     /*
      * Also when it was pending: it may have been idle or cancelled, and nobody was told.  Without
-     * urgency only a sleeper is woken, to take this into its timeout; it announces the sleep before it
-     * looks at the stack, so one of us sees the other.
+     * urgency only a sleeper is woken, to take this into its timeout; it announces the sleep before
+     * it looks at the stack, so one of us sees the other.
      */
     if (notify || (ld_seq(&ctx->wake) & WAKE_ASLEEP)) {
         aio_notify(ctx);

@@ -27,7 +27,7 @@ enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
 static const FDMonOps *const monitors[] = { &fdmon_io_uring, &fdmon_ppoll };
 enum { MONITORS = sizeof(monitors) / sizeof(monitors[0]) };
 
-/* ---- Making a context -------------------------------------------------------------------------- */
+/* ---- Making a context ------------------------------------------------------------------------ */
 
 static const FDMonOps *find_monitor(const char *name, const char *where)
 {
@@ -189,7 +189,7 @@ static void dispatch_one(AioContext *ctx, CqeHandler *handler)
     callback_depth.any--;
 }
 
-/* ---- Closing a context ------------------------------------------------------------------------- */
+/* ---- Closing a context ----------------------------------------------------------------------- */
 
 static void call_close_hooks(AioContext *ctx)
 {
@@ -273,8 +273,9 @@ static int64_t monotonic_ns(void)
 }
 
 /*
- * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom halves
- * that schedule themselves for ever get a number of passes.  Returns whether nothing is in flight.
+ * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom
+ * halves that schedule themselves for ever get a number of passes.  Returns whether nothing is in
+ * flight.
  */
 static bool quiesce(AioContext *ctx, int64_t limit_ns)
 {
@@ -294,11 +295,14 @@ static bool quiesce(AioContext *ctx, int64_t limit_ns)
 
 static const char *op_name(unsigned op)
 {
-    static const char *const names[] = { /* the order of enum io_uring_op */
-        "nop", "readv", "writev", "fsync", "read_fixed", "write_fixed", "poll_add", "poll_remove",
-        "sync_file_range", "sendmsg", "recvmsg", "timeout", "timeout_remove", "accept", "async_cancel",
-        "link_timeout", "connect", "fallocate", "openat", "close", "files_update", "statx", "read",
-        "write", "fadvise", "madvise", "send", "recv",
+    static const char *const names[] = {
+        /* the order of enum io_uring_op */
+        "nop",          "readv",    "writev",         "fsync",           "read_fixed",
+        "write_fixed",  "poll_add", "poll_remove",    "sync_file_range", "sendmsg",
+        "recvmsg",      "timeout",  "timeout_remove", "accept",          "async_cancel",
+        "link_timeout", "connect",  "fallocate",      "openat",          "close",
+        "files_update", "statx",    "read",           "write",           "fadvise",
+        "madvise",      "send",     "recv",
     };
 
     return op < sizeof(names) / sizeof(names[0]) ? names[op] : "operation";
@@ -311,7 +315,8 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
 
     for (unsigned op = 0; op < 64 && len < sizeof(text) - 40; op++) {
         if (ctx->inflight_by_op[op]) {
-            len += snprintf(text + len, sizeof(text) - len, " %u %s", ctx->inflight_by_op[op], op_name(op));
+            len += snprintf(text + len, sizeof(text) - len, " %u %s", ctx->inflight_by_op[op],
+                            op_name(op));
         }
     }
     if (ctx->inflight_other) {
@@ -389,13 +394,14 @@ void aio_context_unref(AioContext *ctx)
     pthread_mutex_unlock(&ctx->lock);
     if (here) {
         if (ctx->depth) {
-            die_misuse("aio_context_unref", "the last reference went below a callback of the context");
+            die_misuse("aio_context_unref",
+                       "the last reference went below a callback of the context");
         }
         context_close(ctx);
     }
 }
 
-/* ---- The loop ---------------------------------------------------------------------------------- */
+/* ---- The loop -------------------------------------------------------------------------------- */
 
 static int64_t compute_timeout(AioContext *ctx)
 {
@@ -431,8 +437,11 @@ static void count_wakeup(AioContext *ctx, int ret, bool notified)
     AioContextStats *st = &ctx->stats;
 
     count_own(&st->sleeps, 1);
-    count_own(notified ? &st->wakeups_notify : ctx->done ? &st->wakeups_event :
-              ret == -EINTR ? &st->wakeups_signal : &st->wakeups_timeout, 1);
+    count_own(notified        ? &st->wakeups_notify
+              : ctx->done     ? &st->wakeups_event
+              : ret == -EINTR ? &st->wakeups_signal
+                              : &st->wakeups_timeout,
+              1);
 }
 
 static void wait_for_events(AioContext *ctx, int64_t max_wait_ns)
@@ -498,7 +507,7 @@ void context_notify_from_timer(void *opaque, QEMUClockType type)
     }
 }
 
-/* ---- Operations and timers --------------------------------------------------------------------- */
+/* ---- Operations and timers ------------------------------------------------------------------- */
 
 static AioContext *current_for_ops(int *ret_err)
 {
@@ -531,7 +540,8 @@ void aio_context_count_inflight(AioContext *ctx, int n)
     ctx->inflight_other += n;
 }
 
-QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb, void *opaque)
+QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb,
+                         void *opaque)
 {
     return timer_new_full(&ctx->tlg, type, scale, 0, cb, opaque);
 }
@@ -554,7 +564,7 @@ void aio_timer_init_with_attrs(AioContext *ctx, QEMUTimer *ts, QEMUClockType typ
     timer_init_full(ts, &ctx->tlg, type, scale, attributes, cb, opaque);
 }
 
-/* ---- Statistics -------------------------------------------------------------------------------- */
+/* ---- Statistics ------------------------------------------------------------------------------ */
 
 void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats)
 {

@@ -2,12 +2,12 @@
 /*
  * The io_uring monitor: fds, operations, wake-ups and the deadline in one ring.
  *
- * One io_uring_enter(2) submits what was queued since the last one and waits, with the deadline as an
- * argument of the wait.  When there is nothing to submit and nothing to wait for there is none.
+ * One io_uring_enter(2) submits what was queued since the last one and waits, with the deadline as
+ * an argument of the wait.  When there is nothing to submit and nothing to wait for there is none.
  *
- * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll request
- * looks at the fd's state when it arrives, so that handlers are level-triggered.  The wake eventfd
- * is read by a request of its own, so that a wake-up needs no read(2).
+ * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll
+ * request looks at the fd's state when it arrives, so that handlers are level-triggered.  The wake
+ * eventfd is read by a request of its own, so that a wake-up needs no read(2).
  *
  * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits.
  * Completions are copied out and their slots released at once (reap), and dispatched later.
@@ -33,14 +33,14 @@
 
 struct uring_mon {
     struct io_uring ring;
-    AioHandler *to_arm;       /* watched handlers without a poll request */
-    CqeHandler wake;          /* the read of the wake eventfd */
+    AioHandler *to_arm; /* watched handlers without a poll request */
+    CqeHandler wake;    /* the read of the wake eventfd */
     uint64_t wake_value;
     bool wake_armed;
-    bool reg_ring;            /* the ring fd is registered with the home thread */
-    bool must_enter;          /* no TASKRUN flag tells of deferred work */
-    unsigned enter_flags;     /* of every wait */
-    uint64_t inflight;        /* all with a CqeHandler, our own included */
+    bool reg_ring;        /* the ring fd is registered with the home thread */
+    bool must_enter;      /* no TASKRUN flag tells of deferred work */
+    unsigned enter_flags; /* of every wait */
+    uint64_t inflight;    /* all with a CqeHandler, our own included */
 };
 
 /* Our own completions are told from users' by their callback. */
@@ -49,12 +49,12 @@ static void own_completion(CqeHandler *handler)
     die_misuse("fdmon_io_uring", "a completion of the loop's own was dispatched");
 }
 
-/* ---- Setting up -------------------------------------------------------------------------------- */
+/* ---- Setting up ------------------------------------------------------------------------------ */
 
 /*
  * From what the newest kernel takes to what the oldest does: one that does not know a flag answers
- * EINVAL.  DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18.
- * R_DISABLED comes with SINGLE_ISSUER, for the one issuer is who enables the ring.
+ * EINVAL.  DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and TASKRUN_FLAG 5.19, SUBMIT_ALL
+ * 5.18. R_DISABLED comes with SINGLE_ISSUER, for the one issuer is who enables the ring.
  */
 static const unsigned setup_flags[] = {
     IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_DEFER_TASKRUN |
@@ -69,14 +69,16 @@ static const unsigned setup_flags[] = {
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
     /* RSRC_TAGS stands for 5.13, which can change the events of a poll request in the kernel. */
-    const unsigned need = IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL |
-                          IORING_FEAT_RSRC_TAGS;
+    const unsigned need =
+        IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_RSRC_TAGS;
     int ret = -EINVAL;
 
     for (size_t i = 0; i < sizeof(setup_flags) / sizeof(setup_flags[0]) && ret == -EINVAL; i++) {
         struct io_uring_params p = {
             .flags = setup_flags[i] | IORING_SETUP_CQSIZE,
-            .cq_entries = entries < 256 ? 1024 : entries > 16384 ? 65536 : entries * 4,
+            .cq_entries = entries < 256     ? 1024
+                          : entries > 16384 ? 65536
+                                            : entries * 4,
         };
 
         ret = io_uring_queue_init_params(entries, &m->ring, &p);
@@ -128,7 +130,7 @@ static void uring_attach(AioContext *ctx)
     m->reg_ring = io_uring_register_ring_fd(&m->ring) == 1;
 }
 
-/* ---- Submitting and reaping -------------------------------------------------------------------- */
+/* ---- Submitting and reaping ------------------------------------------------------------------ */
 
 /* Makes queued entries visible to the kernel; returns how many it has not taken yet, short submits
  * included.  The array is the identity where the ring has one, whoever filled it. */
@@ -177,7 +179,8 @@ static void reap(AioContext *ctx, struct uring_mon *m)
     struct io_uring_cqe *cqe;
     unsigned head, n = 0;
 
-    io_uring_for_each_cqe(&m->ring, head, cqe) {
+    io_uring_for_each_cqe(&m->ring, head, cqe)
+    {
         take_cqe(ctx, m, cqe);
         n++;
     }
@@ -191,7 +194,8 @@ static void reap(AioContext *ctx, struct uring_mon *m)
  * The one place that enters the kernel.  Returns what io_uring_enter(2) does; every outcome leaves
  * entries that were not taken in the queue for the next time.
  */
-static int enter(AioContext *ctx, struct uring_mon *m, unsigned want, const struct __kernel_timespec *ts)
+static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
+                 const struct __kernel_timespec *ts)
 {
     struct io_uring_getevents_arg arg = { .ts = (uintptr_t)ts };
     unsigned flags = m->enter_flags | (m->reg_ring ? IORING_ENTER_REGISTERED_RING : 0);
@@ -240,7 +244,7 @@ static void queue_own(struct uring_mon *m, struct io_uring_sqe *sqe, CqeHandler 
     m->inflight += handler != NULL;
 }
 
-/* ---- Fds --------------------------------------------------------------------------------------- */
+/* ---- Fds ------------------------------------------------------------------------------------- */
 
 static void list_to_arm(struct uring_mon *m, AioHandler *h)
 {
@@ -290,7 +294,8 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
     if (h->armed) { /* should it have completed meanwhile, the next arming takes the new events */
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
-        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events, IORING_POLL_UPDATE_EVENTS);
+        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events,
+                                  IORING_POLL_UPDATE_EVENTS);
         queue_own(m, sqe, NULL);
     } else if (!h->rearm && !h->queued) {
         list_to_arm(m, h);
@@ -304,7 +309,8 @@ static void uring_rewatch(AioContext *ctx, AioHandler *h)
     }
 }
 
-/* Submitting the removal is not enough: the request holds the file until its completion is there. */
+/* Submitting the removal is not enough: the request holds the file until its completion is there.
+ * */
 static void uring_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
@@ -325,7 +331,7 @@ static void uring_unwatch(AioContext *ctx, AioHandler *h)
     }
 }
 
-/* ---- Waiting ----------------------------------------------------------------------------------- */
+/* ---- Waiting --------------------------------------------------------------------------------- */
 
 static int uring_wait(AioContext *ctx, int64_t timeout_ns)
 {
@@ -354,7 +360,7 @@ static int uring_wait(AioContext *ctx, int64_t timeout_ns)
     return ret == -EINTR ? -EINTR : 0;
 }
 
-/* ---- Operations -------------------------------------------------------------------------------- */
+/* ---- Operations ------------------------------------------------------------------------------ */
 
 static int uring_add_sqe(AioContext *ctx, void (*prep)(struct io_uring_sqe *, void *), void *opaque,
                          CqeHandler *handler)
@@ -389,7 +395,7 @@ static void uring_cancel_all(AioContext *ctx)
     queue_own(m, sqe, NULL);
 }
 
-/* ---- Tearing down ------------------------------------------------------------------------------ */
+/* ---- Tearing down ---------------------------------------------------------------------------- */
 
 /* The kernel must not write wake_value any more. */
 static void stop_wake_read(AioContext *ctx, struct uring_mon *m)

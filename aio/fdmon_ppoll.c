@@ -13,10 +13,10 @@
 struct ppoll_mon {
     AioHandler *watched;
     unsigned count;
-    bool changed;         /* since the arrays were built */
-    unsigned size, used;  /* of the arrays */
-    struct pollfd *fds;   /* [0] is the wake eventfd */
-    AioHandler **owner;   /* [i] of fds[i] */
+    bool changed;        /* since the arrays were built */
+    unsigned size, used; /* of the arrays */
+    struct pollfd *fds;  /* [0] is the wake eventfd */
+    AioHandler **owner;  /* [i] of fds[i] */
 };
 
 static void ppoll_close(AioContext *ctx)
@@ -148,7 +148,8 @@ static int ppoll_wait(AioContext *ctx, int64_t timeout_ns)
         if (m->fds[i].revents) {
             ready--;
         }
-        /* A handler whose event waits to be dispatched, in an outer iteration, is not queued twice. */
+        /* A handler whose event waits to be dispatched, in an outer iteration, is not queued twice.
+         * */
         if (m->fds[i].revents && !h->queued) {
             h->ready.res = m->fds[i].revents;
             h->queued = true;

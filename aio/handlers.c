@@ -4,9 +4,9 @@
  *
  * The table belongs to the home thread alone.  Other threads push requests onto ctx->fd_requests, a
  * stack that home takes whole, reverses and appends to the FIFO ctx->fd_first, so that one thread's
- * requests take effect in its order.  A request is taken out before it is applied.  One that asks to be
- * told goes on to the FIFO ctx->fd_told, whose callbacks only the loop calls; while the handler's own
- * callback is on the stack it waits at the handler.
+ * requests take effect in its order.  A request is taken out before it is applied.  One that asks
+ * to be told goes on to the FIFO ctx->fd_told, whose callbacks only the loop calls; while the
+ * handler's own callback is on the stack it waits at the handler.
  *
  * A handler that is removed may still be on a callback's stack (busy) or have its completion among
  * those to be dispatched (queued); it is freed by whoever ends the last of these.
@@ -72,10 +72,12 @@ static void call_handler(AioHandler *h, IOHandler *func)
     }
 }
 
-/* The fd is not open, or not one that can be polled: watching it again would end at once for ever. */
+/* The fd is not open, or not one that can be polled: watching it again would end at once for ever.
+ * */
 static bool is_beyond_watching(const CqeHandler *ready)
 {
-    return (ready->res < 0 && ready->res != -ECANCELED) || (ready->res > 0 && (ready->res & POLLNVAL));
+    return (ready->res < 0 && ready->res != -ECANCELED) ||
+           (ready->res > 0 && (ready->res & POLLNVAL));
 }
 
 static void call_handlers(AioContext *ctx, AioHandler *h, uint32_t revents)
@@ -336,9 +338,13 @@ int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *i
                        AioPollFn *io_poll, IOHandler *io_poll_ready, void *opaque)
 {
     return set_handler(ctx, &(struct fd_request){
-        .fd = fd, .io_read = io_read, .io_write = io_write, .io_poll = io_poll,
-        .io_poll_ready = io_poll_ready, .opaque = opaque,
-    });
+                                .fd = fd,
+                                .io_read = io_read,
+                                .io_write = io_write,
+                                .io_poll = io_poll,
+                                .io_poll_ready = io_poll_ready,
+                                .opaque = opaque,
+                            });
 }
 
 int aio_remove_fd_handler_async(AioContext *ctx, int fd, QEMUBHFunc *done, void *opaque)
@@ -353,7 +359,11 @@ int aio_set_event_notifier(AioContext *ctx, EventNotifier *e, EventNotifierHandl
                            AioPollFn *io_poll, EventNotifierHandler *io_poll_ready)
 {
     return set_handler(ctx, &(struct fd_request){
-        .fd = event_notifier_get_fd(e), .io_read = (IOHandler *)(void *)io_read, .io_poll = io_poll,
-        .io_poll_ready = (IOHandler *)(void *)io_poll_ready, .opaque = e, .notifier = e,
-    });
+                                .fd = event_notifier_get_fd(e),
+                                .io_read = (IOHandler *)(void *)io_read,
+                                .io_poll = io_poll,
+                                .io_poll_ready = (IOHandler *)(void *)io_poll_ready,
+                                .opaque = e,
+                                .notifier = e,
+                            });
 }

@@ -2,11 +2,11 @@
 /*
  * A context's home thread: bound at its first poll, for good.
  *
- * Only home touches the ring, so only home closes it.  The last reference may go on another thread: then
- * the context becomes a zombie, which home closes when it next polls any context, or exits.  A home
- * thread that exits ends its contexts as iothread_stop() does, since nobody could poll them any more;
- * then home_gone lets the last reference, wherever it goes, free what is left.  Who does what is decided
- * under the context's lock.
+ * Only home touches the ring, so only home closes it.  The last reference may go on another thread:
+ * then the context becomes a zombie, which home closes when it next polls any context, or exits.  A
+ * home thread that exits ends its contexts as iothread_stop() does, since nobody could poll them
+ * any more; then home_gone lets the last reference, wherever it goes, free what is left.  Who does
+ * what is decided under the context's lock.
  */
 #include "aio/home_int.h"
 
@@ -27,7 +27,8 @@ static bool is_mine(const AioContext *ctx)
     return c != NULL;
 }
 
-/* Takes the right to close @ctx, if it is a zombie.  Only one caller gets it, nested ones included. */
+/* Takes the right to close @ctx, if it is a zombie.  Only one caller gets it, nested ones included.
+ * */
 static bool take_zombie(AioContext *ctx, bool exiting)
 {
     pthread_mutex_lock(&ctx->lock);

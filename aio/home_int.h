@@ -19,7 +19,8 @@ void home_close_zombies(void);
 /* Forgets @ctx as one of the calling thread's, whose home it is. */
 void home_forget(AioContext *ctx);
 
-/* Around an iteration, in which @ctx is the thread's current context; begin returns the one before. */
+/* Around an iteration, in which @ctx is the thread's current context; begin returns the one before.
+ * */
 AioContext *home_begin_iteration(AioContext *ctx);
 void home_end_iteration(AioContext *ctx, AioContext *before);
 

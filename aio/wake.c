@@ -35,7 +35,7 @@ static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
 
 void aio_notify(AioContext *ctx)
 {
-    rcu_check_fork("aio_notify"); /* the eventfd is the parent's */
+    rcu_check_fork("aio_notify");                             /* the eventfd is the parent's */
     uint64_t old = fetch_add_seq(&ctx->wake, WAKE_COUNT_ONE); /* pairs with wake_begin_sleep() */
 
     if ((old & (WAKE_ASLEEP | WAKE_SENT)) == WAKE_ASLEEP) {
@@ -55,7 +55,8 @@ bool wake_begin_sleep(AioContext *ctx)
     uint64_t old = ld_seq(&ctx->wake);
     uint64_t next = (old & ~WAKE_SLEEP_MASK) | ((old + WAKE_SLEEP_ONE) & WAKE_SLEEP_MASK);
 
-    return count_of(old) == (ctx->stats.notifies & COUNT_MASK) && cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
+    return count_of(old) == (ctx->stats.notifies & COUNT_MASK) &&
+           cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
 }
 
 /* The 64-bit count of which @wake holds the low bits, @before being an earlier one. */

@@ -5,12 +5,12 @@
 
 #include <aioctx/aio.h>
 
-/* Announces a sleep; false when a notify has come since the last wake_end_sleep(): do not sleep.  After
- * true, look at every source of work before waiting. */
+/* Announces a sleep; false when a notify has come since the last wake_end_sleep(): do not sleep.
+ * After true, look at every source of work before waiting. */
 bool wake_begin_sleep(AioContext *ctx);
 
-/* Takes the announcement back, if there is one.  Returns whether a notify has come; what it was about is
- * seen by any look at the sources of work from here on. */
+/* Takes the announcement back, if there is one.  Returns whether a notify has come; what it was
+ * about is seen by any look at the sources of work from here on. */
 bool wake_end_sleep(AioContext *ctx);
 
 /* How many notifies there were.  Thread: any. */

@@ -121,18 +121,18 @@ void bench_init(struct bench *b, const char *name, const char *about, const stru
     const char *threads = NULL, *runs = NULL, *run_ms = NULL, *json = NULL;
     const char *smoke = NULL, *pin = NULL, *help = NULL;
     const struct bench_opt common[] = {
-        {"threads", "N", "threads that do the same side by side, each on objects of its own",
-         &threads},
-        {"runs", "N", "timed runs, of which the median counts (default 7)", &runs},
-        {"run-ms", "N", "about how long a run lasts, in milliseconds (default 100)", &run_ms},
-        {"pin", NULL, "pin each thread to a processor of its own", &pin},
-        {"json", "FILE", "write the results there, one JSON object a line", &json},
-        {"smoke", NULL, "a second of everything, to check results and not speed", &smoke},
-        {"help", NULL, "this text", &help},
-        {0},
+        { "threads", "N", "threads that do the same side by side, each on objects of its own",
+          &threads },
+        { "runs", "N", "timed runs, of which the median counts (default 7)", &runs },
+        { "run-ms", "N", "about how long a run lasts, in milliseconds (default 100)", &run_ms },
+        { "pin", NULL, "pin each thread to a processor of its own", &pin },
+        { "json", "FILE", "write the results there, one JSON object a line", &json },
+        { "smoke", NULL, "a second of everything, to check results and not speed", &smoke },
+        { "help", NULL, "this text", &help },
+        { 0 },
     };
 
-    *b = (struct bench){.name = name};
+    *b = (struct bench){ .name = name };
     b->rows_end = &b->rows;
     parse_options(opts, common, argc, argv);
     if (help) {
@@ -226,7 +226,8 @@ void bench_end(struct bench_span *span)
 
 void bench_sleep_ns(uint64_t ns)
 {
-    struct timespec ts = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000),
+                           .tv_nsec = (long)(ns % 1000000000) };
     while (nanosleep(&ts, &ts) && errno == EINTR) {
     }
 }
@@ -280,7 +281,7 @@ void bench_threads(unsigned threads, bool pin, void (*fn)(unsigned index, void *
         bench_die("out of memory");
     }
     for (unsigned i = 0; i < threads; i++) {
-        team[i] = (struct team_member){.index = i, .pin = pin, .fn = fn, .arg = arg};
+        team[i] = (struct team_member){ .index = i, .pin = pin, .fn = fn, .arg = arg };
         int err = pthread_create(&team[i].thread, NULL, team_member_run, &team[i]);
         if (err) {
             bench_die("cannot start a thread: %s", strerror(err));

@@ -55,7 +55,7 @@ static void issue(struct slot *s)
     struct member *m = s->member;
     struct load *l = m->load;
     s->block = load_next(l, s->buf);
-    BlkReqOpts opts = {.deadline_ns = -1};
+    BlkReqOpts opts = { .deadline_ns = -1 };
     if (l->deadline) {
         opts.deadline_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DEADLINE_NS;
     }

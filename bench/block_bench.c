@@ -26,14 +26,10 @@
 #define FILE_BLOCKS_MAX (64 * 1024 * 1024 / BLOCK_BYTES)
 #define FILE_BLOCKS_SMOKE (1024 * 1024 / BLOCK_BYTES)
 
-static const char *const case_names[] = {"null", "null-deadline", "null-scaling",
-                                         "file", "file-deadline", NULL};
+static const char *const case_names[] = { "null", "null-deadline", "null-scaling",
+                                          "file", "file-deadline", NULL };
 
-enum side {
-    AIOCTX,
-    PROCESSES,
-    LIBURING
-};
+enum side { AIOCTX, PROCESSES, LIBURING };
 
 /* One case with one number of threads. */
 struct job {
@@ -236,7 +232,7 @@ static void run_file(struct bench *b, const char *case_name, unsigned threads, u
 static void run_cases(struct bench *b, const char *case_list, unsigned depth, const char *path)
 {
     unsigned first = b->threads ? b->threads : 1, last = b->threads ? b->threads : 2;
-    struct test_file f = {.fd = -1};
+    struct test_file f = { .fd = -1 };
     bool have_file = false, tried = false;
     for (unsigned c = 0; case_names[c]; c++) {
         const char *name = case_names[c];
@@ -267,13 +263,13 @@ int main(int argc, char **argv)
 {
     const char *case_list = NULL, *path = NULL, *depth_text = NULL, *child = NULL;
     const struct bench_opt opts[] = {
-        {"case", "CASE,...", "of null, null-deadline, null-scaling, file, file-deadline (all)",
-         &case_list},
-        {"depth", "N", "reads in flight on each thread, 1 to 64 (default 32)", &depth_text},
-        {"file", "FILE",
-         "a file to read, its first 64 MiB (default: one of its own in " FILE_DIR ")", &path},
-        {"child", "INDEX", NULL, &child}, /* see block_process.c */
-        {0},
+        { "case", "CASE,...", "of null, null-deadline, null-scaling, file, file-deadline (all)",
+          &case_list },
+        { "depth", "N", "reads in flight on each thread, 1 to 64 (default 32)", &depth_text },
+        { "file", "FILE",
+          "a file to read, its first 64 MiB (default: one of its own in " FILE_DIR ")", &path },
+        { "child", "INDEX", NULL, &child }, /* see block_process.c */
+        { 0 },
     };
     struct bench b;
     bench_init(&b, "block_bench",

@@ -107,7 +107,7 @@ static void run_thread(unsigned index, void *opaque)
 
 bool liburing_run(int fd, unsigned threads, bool pin, struct load *loads)
 {
-    struct job job = {.loads = loads, .fd = fd};
+    struct job job = { .loads = loads, .fd = fd };
     bench_threads(threads, pin, run_thread, &job);
     return !atomic_load(&job.cannot);
 }

@@ -33,8 +33,8 @@ static void exec_child(unsigned index, uint64_t run_ns, unsigned depth, bool pin
     snprintf(index_text, sizeof(index_text), "%u", index);
     snprintf(ms_text, sizeof(ms_text), "%llu", (unsigned long long)(run_ns / 1000000));
     snprintf(depth_text, sizeof(depth_text), "%u", depth);
-    char *argv[] = {"block_bench", "--child",  index_text,           "--run-ms", ms_text,
-                    "--depth",     depth_text, pin ? "--pin" : NULL, NULL};
+    char *argv[] = { "block_bench", "--child",  index_text,           "--run-ms", ms_text,
+                     "--depth",     depth_text, pin ? "--pin" : NULL, NULL };
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (dup2(in, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0) {
         execv("/proc/self/exe", argv);
@@ -57,7 +57,7 @@ static struct child spawn(unsigned index, const struct load *l, bool pin)
     }
     close(to[0]);
     close(from[1]);
-    return (struct child){.pid = pid, .to = to[1], .from = from[0]};
+    return (struct child){ .pid = pid, .to = to[1], .from = from[0] };
 }
 
 /* Reads one line, or ends the program when the child dies or hangs. */
@@ -65,7 +65,7 @@ static void read_line(const struct child *c, char *line, size_t size)
 {
     size_t len = 0;
     for (;;) {
-        struct pollfd pfd = {.fd = c->from, .events = POLLIN};
+        struct pollfd pfd = { .fd = c->from, .events = POLLIN };
         int ready = poll(&pfd, 1, CHILD_LIMIT_MS);
         if (ready < 0 && errno == EINTR) {
             continue;
@@ -91,7 +91,7 @@ static void read_result(struct child *c, struct load *l)
         bench_die("block_bench: a process of the comparison said '%s'", line);
     }
     l->ops = ops;
-    l->span = (struct bench_span){.wall_ns = wall, .cpu_ns = cpu};
+    l->span = (struct bench_span){ .wall_ns = wall, .cpu_ns = cpu };
     l->failed = failed;
     l->checksum = checksum;
     close(c->to);
@@ -128,7 +128,7 @@ void processes_run(unsigned nr, bool pin, struct load *loads)
 int process_main(const char *index, const struct bench *b, unsigned depth)
 {
     unsigned cpu = (unsigned)bench_number("--child", index, 0, CHILDREN_MAX);
-    struct load l = {.depth = depth, .deadline = true, .blocks = NULL_BLOCKS};
+    struct load l = { .depth = depth, .deadline = true, .blocks = NULL_BLOCKS };
     struct aioctx_team *team = aioctx_team_new(1, cpu, b->pin);
     struct BlockBackend *blk = aioctx_open(NULL_SPEC);
     for (int warm = 1; warm >= 0; warm--) {

@@ -107,7 +107,7 @@ static void start_pong(void *opaque)
 
 static bool aioctx_ping_pong(struct ping_pong *pp)
 {
-    struct pair p = {.pp = pp};
+    struct pair p = { .pp = pp };
     sem_init(&p.done, 0, 0);
     for (int i = 0; i < 2; i++) {
         p.io[i] = new_iothread(i ? "bench-pong" : "bench-ping");
@@ -129,7 +129,7 @@ static bool aioctx_ping_pong(struct ping_pong *pp)
     return true;
 }
 
-const struct notify_impl notify_aioctx = {"aioctx", aioctx_ping_pong};
+const struct notify_impl notify_aioctx = { "aioctx", aioctx_ping_pong };
 
 static const struct notify_impl *const impls[] = {
     &notify_aioctx, &notify_futex, &notify_eventfd, &notify_eventfd_epoll, &notify_msg_ring,
@@ -177,7 +177,7 @@ static void collect_trips(struct bench *b, const char *case_name, const struct t
 static void run_trips(struct bench *b, const char *case_name, bool same_cpu, const char *impl_list)
 {
     unsigned threads = b->threads ? b->threads : 1;
-    bool cannot[IMPLS] = {0};
+    bool cannot[IMPLS] = { 0 };
     uint64_t *samples = calloc((size_t)threads * SAMPLES_MAX, sizeof(*samples));
     struct ping_pong *pps = bench_alloc(threads * sizeof(*pps));
     if (!samples) {
@@ -190,13 +190,13 @@ static void run_trips(struct bench *b, const char *case_name, bool same_cpu, con
             }
             for (unsigned t = 0; t < threads; t++) {
                 pps[t] = (struct ping_pong){
-                    .cpu = {same_cpu ? t : 2 * t, same_cpu ? t : 2 * t + 1},
+                    .cpu = { same_cpu ? t : 2 * t, same_cpu ? t : 2 * t + 1 },
                     .run_ns = b->run_ms * UINT64_C(1000000),
                     .samples = samples + (size_t)t * SAMPLES_MAX,
                     .samples_max = SAMPLES_MAX,
                 };
             }
-            struct trip_job job = {.impl = impls[i], .pps = pps};
+            struct trip_job job = { .impl = impls[i], .pps = pps };
             bench_threads(threads, false, trip_thread, &job);
             if (atomic_load(&job.cannot)) {
                 cannot[i] = true;
@@ -295,7 +295,7 @@ static void sample_awake_aioctx(struct bench *b, struct awake *a, unsigned threa
 static void run_awake(struct bench *b, const char *impl_list)
 {
     unsigned threads = b->threads ? b->threads : 1;
-    struct awake a = {.ops = (uint64_t)b->run_ms * 10000};
+    struct awake a = { .ops = (uint64_t)b->run_ms * 10000 };
     a.spans = calloc(threads, sizeof(*a.spans));
     if (!a.spans) {
         bench_die("out of memory");
@@ -324,19 +324,19 @@ static void run_awake(struct bench *b, const char *impl_list)
 
 int main(int argc, char **argv)
 {
-    static const char *const cases[] = {"roundtrip", "roundtrip-same-cpu", "notify-awake", NULL};
+    static const char *const cases[] = { "roundtrip", "roundtrip-same-cpu", "notify-awake", NULL };
     const char *case_list = NULL, *impl_list = NULL;
     const struct bench_opt opts[] = {
-        {"case", "CASE,...", "of roundtrip, roundtrip-same-cpu, notify-awake (default all)",
-         &case_list},
-        {"impl", "IMPL,...", "of aioctx, futex, eventfd, eventfd-epoll, msg-ring (default all)",
-         &impl_list},
-        {0},
+        { "case", "CASE,...", "of roundtrip, roundtrip-same-cpu, notify-awake (default all)",
+          &case_list },
+        { "impl", "IMPL,...", "of aioctx, futex, eventfd, eventfd-epoll, msg-ring (default all)",
+          &impl_list },
+        { 0 },
     };
     struct bench b;
     bench_init(&b, "notify_bench", "Measures wake-ups from one thread to another.", opts, argc,
                argv);
-    const char *known[IMPLS + 1] = {0};
+    const char *known[IMPLS + 1] = { 0 };
     for (unsigned i = 0; i < IMPLS; i++) {
         known[i] = impls[i]->name;
     }

@@ -7,10 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum {
-    SENT = 1,
-    RECEIVED = 2
-};
+enum { SENT = 1, RECEIVED = 2 };
 
 struct msg_ring_state {
     struct io_uring ring[2];
@@ -84,9 +81,9 @@ static void msg_ring_pass(void *state, int me, bool wait)
 
 static bool msg_ring_ping_pong(struct ping_pong *pp)
 {
-    static const struct transport t = {sizeof(struct msg_ring_state), msg_ring_open, msg_ring_close,
-                                       msg_ring_pass, msg_ring_wait};
+    static const struct transport t = { sizeof(struct msg_ring_state), msg_ring_open,
+                                        msg_ring_close, msg_ring_pass, msg_ring_wait };
     return transport_ping_pong(&t, pp);
 }
 
-const struct notify_impl notify_msg_ring = {"msg-ring", msg_ring_ping_pong};
+const struct notify_impl notify_msg_ring = { "msg-ring", msg_ring_ping_pong };

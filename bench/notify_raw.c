@@ -65,7 +65,7 @@ static void run_side(unsigned me, void *opaque)
 
 bool transport_ping_pong(const struct transport *t, struct ping_pong *pp)
 {
-    struct run r = {.t = t, .pp = pp, .state = calloc(1, t->size)};
+    struct run r = { .t = t, .pp = pp, .state = calloc(1, t->size) };
     if (!r.state) {
         bench_die("out of memory");
     }
@@ -116,12 +116,12 @@ static void futex_pass(void *state, int me, bool wait)
 
 static bool futex_ping_pong(struct ping_pong *pp)
 {
-    static const struct transport t = {sizeof(struct futex_state), futex_open, futex_close,
-                                       futex_pass, futex_wait};
+    static const struct transport t = { sizeof(struct futex_state), futex_open, futex_close,
+                                        futex_pass, futex_wait };
     return transport_ping_pong(&t, pp);
 }
 
-const struct notify_impl notify_futex = {"futex", futex_ping_pong};
+const struct notify_impl notify_futex = { "futex", futex_ping_pong };
 
 struct bench_span notify_futex_awake(uint64_t ops)
 {
@@ -191,12 +191,12 @@ static void eventfd_pass(void *state, int me, bool wait)
 
 static bool eventfd_ping_pong(struct ping_pong *pp)
 {
-    static const struct transport t = {sizeof(struct eventfd_state), eventfd_open, eventfd_close,
-                                       eventfd_pass, eventfd_wait};
+    static const struct transport t = { sizeof(struct eventfd_state), eventfd_open, eventfd_close,
+                                        eventfd_pass, eventfd_wait };
     return transport_ping_pong(&t, pp);
 }
 
-const struct notify_impl notify_eventfd = {"eventfd", eventfd_ping_pong};
+const struct notify_impl notify_eventfd = { "eventfd", eventfd_ping_pong };
 
 struct bench_span notify_eventfd_awake(uint64_t ops)
 {
@@ -222,7 +222,7 @@ static bool epoll_open(void *state, int me)
     if (!eventfd_open(state, me)) {
         return false;
     }
-    struct epoll_event ev = {.events = EPOLLIN};
+    struct epoll_event ev = { .events = EPOLLIN };
     s->epoll[me] = epoll_create1(EPOLL_CLOEXEC);
     return s->epoll[me] >= 0 && !epoll_ctl(s->epoll[me], EPOLL_CTL_ADD, s->fd[me], &ev);
 }
@@ -246,9 +246,9 @@ static void epoll_pass(void *state, int me, bool wait)
 
 static bool epoll_ping_pong(struct ping_pong *pp)
 {
-    static const struct transport t = {sizeof(struct eventfd_state), epoll_open, eventfd_close,
-                                       epoll_pass, epoll_wait_side};
+    static const struct transport t = { sizeof(struct eventfd_state), epoll_open, eventfd_close,
+                                        epoll_pass, epoll_wait_side };
     return transport_ping_pong(&t, pp);
 }
 
-const struct notify_impl notify_eventfd_epoll = {"eventfd-epoll", epoll_ping_pong};
+const struct notify_impl notify_eventfd_epoll = { "eventfd-epoll", epoll_ping_pong };

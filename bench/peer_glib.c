@@ -32,7 +32,7 @@ static gboolean on_ready(GSource *source, GSourceFunc cb, gpointer data)
     return G_SOURCE_CONTINUE;
 }
 
-static GSourceFuncs source_funcs = {.dispatch = on_ready};
+static GSourceFuncs source_funcs = { .dispatch = on_ready };
 
 static struct timer_loop *glib_open(uint32_t n)
 {

@@ -72,7 +72,7 @@ static struct timer_loop *libevent_open(uint32_t n)
         free(loop);
         return NULL;
     }
-    struct timeval tv = {.tv_sec = IO_TIMEOUT_NS / 1000000000};
+    struct timeval tv = { .tv_sec = IO_TIMEOUT_NS / 1000000000 };
     loop->io_timeout = event_base_init_common_timeout(loop->eb, &tv);
     event_assign(&loop->call, loop->eb, -1, 0, on_call, loop);
     loop->n = n;
@@ -107,8 +107,8 @@ static void libevent_refresh(struct timer_loop *base)
 static void libevent_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
     struct libevent_loop *loop = (struct libevent_loop *)base;
-    struct timeval tv = {.tv_sec = (time_t)(delay_ns / 1000000000),
-                         .tv_usec = (suseconds_t)(delay_ns % 1000000000 / 1000)};
+    struct timeval tv = { .tv_sec = (time_t)(delay_ns / 1000000000),
+                          .tv_usec = (suseconds_t)(delay_ns % 1000000000 / 1000) };
     event_add(&loop->timers[i].ev, delay_ns == IO_TIMEOUT_NS ? loop->io_timeout : &tv);
 }
 

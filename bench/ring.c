@@ -24,7 +24,7 @@ int bench_ring_init(struct io_uring *ring, unsigned entries)
     };
     int ret = -EINVAL;
     for (size_t i = 0; i < sizeof(tries) / sizeof(tries[0]) && ret == -EINVAL; i++) {
-        struct io_uring_params p = {.flags = tries[i] | IORING_SETUP_CQSIZE, .cq_entries = 1024};
+        struct io_uring_params p = { .flags = tries[i] | IORING_SETUP_CQSIZE, .cq_entries = 1024 };
         ret = io_uring_queue_init_params(entries, ring, &p);
     }
     if (!ret) {

@@ -25,10 +25,10 @@ struct bench_row {
 static const struct {
     const char *name, *unit;
 } metrics[BENCH_METRICS] = {
-    [BENCH_NS_PER_OP] = {"ns_per_op", "ns"},  [BENCH_CPU_NS_PER_OP] = {"cpu_ns_per_op", "ns"},
-    [BENCH_OPS_PER_S] = {"ops_per_s", "1/s"}, [BENCH_P50_NS] = {"p50_ns", "ns"},
-    [BENCH_P99_NS] = {"p99_ns", "ns"},        [BENCH_P999_NS] = {"p999_ns", "ns"},
-    [BENCH_MAX_NS] = {"max_ns", "ns"},        [BENCH_BYTES] = {"bytes", "B"},
+    [BENCH_NS_PER_OP] = { "ns_per_op", "ns" },  [BENCH_CPU_NS_PER_OP] = { "cpu_ns_per_op", "ns" },
+    [BENCH_OPS_PER_S] = { "ops_per_s", "1/s" }, [BENCH_P50_NS] = { "p50_ns", "ns" },
+    [BENCH_P99_NS] = { "p99_ns", "ns" },        [BENCH_P999_NS] = { "p999_ns", "ns" },
+    [BENCH_MAX_NS] = { "max_ns", "ns" },        [BENCH_BYTES] = { "bytes", "B" },
 };
 
 static struct bench_row *get_row(struct bench *b, const struct bench_row *key)
@@ -53,7 +53,8 @@ struct bench_row *bench_row(struct bench *b, const char *case_name, const char *
                             unsigned threads, uint64_t n)
 {
     const struct bench_row key = {
-        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1};
+        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1
+    };
     return get_row(b, &key);
 }
 
@@ -61,7 +62,8 @@ void bench_sample_threads(struct bench *b, const char *case_name, const char *im
                           unsigned threads, uint64_t n, const struct bench_share *shares)
 {
     struct bench_row key = {
-        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1};
+        .case_name = case_name, .impl = impl, .threads = threads, .n = n, .thread = -1
+    };
     struct bench_row *total = get_row(b, &key);
     double wall = 0, cpu = 0, per_s = 0;
     for (unsigned t = 0; t < threads; t++) {
@@ -227,7 +229,7 @@ static void print_row(const struct bench *b, const struct bench_row *row, const 
 
 void bench_print(struct bench *b, const char *case_name, enum bench_metric metric)
 {
-    bool shown[BENCH_METRICS] = {0}, rows = false;
+    bool shown[BENCH_METRICS] = { 0 }, rows = false;
     for (const struct bench_row *r = b->rows; r; r = r->next) {
         if (strcmp(r->case_name, case_name)) {
             continue;

@@ -57,12 +57,8 @@ static const struct timer_impl *const impls[] = {
 };
 #define IMPLS (sizeof(impls) / sizeof(impls[0]))
 
-enum timer_case {
-    CHURN,
-    IO_TIMEOUT,
-    FIRE
-};
-static const char *const case_names[] = {"churn", "io-timeout", "fire", NULL};
+enum timer_case { CHURN, IO_TIMEOUT, FIRE };
+static const char *const case_names[] = { "churn", "io-timeout", "fire", NULL };
 
 /* What one thread holds of one implementation. */
 struct side {
@@ -160,7 +156,7 @@ static void arm_all_soon(struct side *s, uint32_t timers)
 
 static void fire_ops(struct side *s)
 {
-    struct bench_span sum = {0};
+    struct bench_span sum = { 0 };
     for (uint64_t done = 0; done < s->ops; done += (uint64_t)s->n * s->nr_loops) {
         arm_all_soon(s, s->n);
         bench_sleep_ns(FIRE_WAIT_NS);
@@ -211,7 +207,7 @@ static void calibrate(struct side *s, enum timer_case which, unsigned run_ms)
 static void side_open(struct side *s, const struct timer_impl *impl, enum timer_case which,
                       uint32_t n, unsigned thread)
 {
-    *s = (struct side){.impl = impl, .n = n, .nr_loops = 1};
+    *s = (struct side){ .impl = impl, .n = n, .nr_loops = 1 };
     s->random = 0x2545f491u + thread * 0x9e3779b9u; /* every implementation gets the same numbers */
     if (which == FIRE && n < FIRE_TIMERS_MIN) {
         s->nr_loops = FIRE_TIMERS_MIN / n < FIRE_LOOPS_MAX ? FIRE_TIMERS_MIN / n : FIRE_LOOPS_MAX;
@@ -303,7 +299,7 @@ static void job_collect(struct job *job)
 
 static void job_run(struct bench *b, enum timer_case which, uint32_t n, const char *impl_list)
 {
-    struct job job = {.b = b, .which = which, .n = n, .threads = b->threads ? b->threads : 1};
+    struct job job = { .b = b, .which = which, .n = n, .threads = b->threads ? b->threads : 1 };
     for (unsigned i = 0; i < IMPLS; i++) {
         if (n <= impls[i]->n_max && bench_listed(impl_list, impls[i]->name)) {
             job.impls[job.nr_impls++] = impls[i];
@@ -345,16 +341,16 @@ int main(int argc, char **argv)
 {
     const char *n_list = NULL, *case_list = NULL, *impl_list = NULL;
     const struct bench_opt opts[] = {
-        {"n", "N,...", "armed timers, 1 to 1000000 (default 100,1000,10000,100000)", &n_list},
-        {"case", "CASE,...", "of churn, io-timeout, fire (default all)", &case_list},
-        {"impl", "IMPL,...", "of those that were built in (default all)", &impl_list},
-        {0},
+        { "n", "N,...", "armed timers, 1 to 1000000 (default 100,1000,10000,100000)", &n_list },
+        { "case", "CASE,...", "of churn, io-timeout, fire (default all)", &case_list },
+        { "impl", "IMPL,...", "of those that were built in (default all)", &impl_list },
+        { 0 },
     };
     struct bench b;
     bench_init(&b, "timer_bench",
                "Measures arming, moving, cancelling and firing timers as their number grows.", opts,
                argc, argv);
-    const char *known[IMPLS + 1] = {0};
+    const char *known[IMPLS + 1] = { 0 };
     for (unsigned i = 0; i < IMPLS; i++) {
         known[i] = impls[i]->name;
     }

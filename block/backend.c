@@ -21,7 +21,7 @@
 static pthread_mutex_t drivers_lock = PTHREAD_MUTEX_INITIALIZER;
 static BlockDriver *drivers; /* drivers_lock: those registered beside the built-in ones */
 
-static BlockDriver *const builtin[] = {&blk_file_driver, &blk_null_driver};
+static BlockDriver *const builtin[] = { &blk_file_driver, &blk_null_driver };
 
 void blk_driver_register(BlockDriver *drv)
 {

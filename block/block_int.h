@@ -74,13 +74,13 @@ struct BlockAIOCB {
     QEMUIOVector *qiov;
     int64_t offset;
     uint64_t bytes;
-    uint64_t done;      /* of bytes */
-    uint64_t iov_off;   /* where done is in qiov: this many bytes into */
-    int iov_idx;        /* this buffer */
-    uint32_t flags;     /* BdrvRequestFlags */
+    uint64_t done;       /* of bytes */
+    uint64_t iov_off;    /* where done is in qiov: this many bytes into */
+    int iov_idx;         /* this buffer */
+    uint32_t flags;      /* BdrvRequestFlags */
     int64_t deadline_ns; /* -1: none */
     int ret;
-    int cancel_ret;     /* what it ends in when the cancel wins; 0: nobody asked */
+    int cancel_ret; /* what it ends in when the cancel wins; 0: nobody asked */
     int64_t piece_ret;
 
     uint8_t op;         /* BlkOp */
@@ -96,7 +96,7 @@ struct BlockAIOCB {
     bool rmw_loaded;    /* the bounce buffer holds the unit at done */
     bool zero_fallback; /* the driver cannot zero: write zeroes */
     bool is_split;
-    bool detaching;     /* in the detaching list */
+    bool detaching; /* in the detaching list */
 
     void *bounce;
     size_t bounce_size;
@@ -117,9 +117,10 @@ struct BlkQueue {
     AioContext *home_ctx; /* home: the same while requests run */
     AioCloseHook hook;    /* home */
     QEMUBH *finished_bh, *resume_bh, *detach_bh, *close_bh; /* fixed while ctx is set */
-    void *drv_queue;      /* home */
-    bool usable;          /* home: the driver can run on ctx */
-    bool abandoned;       /* atomic: its context closed with pieces in the kernel; nobody waits for them */
+    void *drv_queue;                                        /* home */
+    bool usable;                                            /* home: the driver can run on ctx */
+    bool
+        abandoned; /* atomic: its context closed with pieces in the kernel; nobody waits for them */
     BlockAIOCB *ready, **ready_tail; /* lock: requests whose range was granted */
     uint64_t quiet_period;           /* lock: fast_writes was seen 0 in this period */
 
@@ -153,26 +154,26 @@ struct BlockBackend {
     void *drv_state;
     BlkLimits limits;
     int64_t length;
-    int64_t tail;         /* length rounded down to request_alignment */
-    int64_t deadline_ns;  /* from submission; 0: none */
-    uint64_t align_mask;  /* request_alignment - 1 */
+    int64_t tail;        /* length rounded down to request_alignment */
+    int64_t deadline_ns; /* from submission; 0: none */
+    uint64_t align_mask; /* request_alignment - 1 */
     bool read_only, detach;
-    bool ordered;         /* writes take part in the ranges: there is an alignment, or detach */
+    bool ordered; /* writes take part in the ranges: there is an alignment, or detach */
 
     /* Read on every request, written seldom. */
-    BlkQueue *queues;      /* atomic; lock to write */
-    unsigned held;         /* atomic: drained sections; pairs with next_seq and n_held */
-    unsigned serialisers;  /* atomic, lock to write: serialising ranges; pairs with fast_writes */
-    unsigned watch;        /* atomic: someone looks for endings; pairs with oldest_seq and others */
+    BlkQueue *queues;     /* atomic; lock to write */
+    unsigned held;        /* atomic: drained sections; pairs with next_seq and n_held */
+    unsigned serialisers; /* atomic, lock to write: serialising ranges; pairs with fast_writes */
+    unsigned watch;       /* atomic: someone looks for endings; pairs with oldest_seq and others */
 
     unsigned refcnt __attribute__((aligned(64))); /* atomic */
-    unsigned pins;         /* atomic: the open state and each live queue; memory goes at 0 */
+    unsigned pins; /* atomic: the open state and each live queue; memory goes at 0 */
     pthread_mutex_t lock;
-    pthread_cond_t cond;   /* of plain threads in drain.c */
-    BlkWaiter *waiters;    /* lock */
+    pthread_cond_t cond;            /* of plain threads in drain.c */
+    BlkWaiter *waiters;             /* lock */
     BlkRange *ranges, *ranges_tail; /* lock */
-    uint64_t period;       /* lock: counts the times serialisers left 0 */
-    bool fast_quiet;       /* lock: no fast write is in flight, for as long as serialisers > 0 */
+    uint64_t period;                /* lock: counts the times serialisers left 0 */
+    bool fast_quiet; /* lock: no fast write is in flight, for as long as serialisers > 0 */
     bool closing, close_begun; /* lock */
 
     pthread_mutex_t sync_lock;

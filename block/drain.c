@@ -28,8 +28,8 @@
 /* What one waits for in one queue. */
 typedef struct Wait {
     BlkQueue *q;
-    bool own;      /* the caller is the queue's home: what is on its stack does not count */
-    bool idle;     /* nothing may be left at all, detached pieces included */
+    bool own;  /* the caller is the queue's home: what is on its stack does not count */
+    bool idle; /* nothing may be left at all, detached pieces included */
     bool snapped;
     uint64_t snap; /* the next_seq when the wait began */
 } Wait;
@@ -37,7 +37,8 @@ typedef struct Wait {
 static bool queue_idle(const BlkQueue *q)
 {
     return (ld_seq(&q->n_held) == 0 && ld_seq(&q->oldest_seq) == ld_seq(&q->next_seq) &&
-            ld_seq(&q->n_detached) == 0) || ld_seq(&q->abandoned);
+            ld_seq(&q->n_detached) == 0) ||
+           ld_seq(&q->abandoned);
 }
 
 bool blk_queues_idle(BlockBackend *blk)
@@ -95,7 +96,7 @@ void blk_kick(BlockBackend *blk)
 
 static void wait_for(BlockBackend *blk, Wait *w, AioContext *ctx)
 {
-    BlkWaiter me = {.ctx = ctx}, **link;
+    BlkWaiter me = { .ctx = ctx }, **link;
 
     if (passed(w)) {
         return;
@@ -125,7 +126,7 @@ void blk_wait_idle(BlockBackend *blk)
     AioContext *ctx = qemu_get_current_aio_context();
 
     for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
-        wait_for(blk, &(Wait){.q = q, .idle = true}, ctx);
+        wait_for(blk, &(Wait){ .q = q, .idle = true }, ctx);
     }
 }
 
@@ -136,7 +137,7 @@ static int drain(BlockBackend *blk)
 
     /* What submits to a queue that is made from now on comes after the call. */
     for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
-        Wait w = {.q = q, .own = ctx && ld_relaxed(&q->ctx) == ctx};
+        Wait w = { .q = q, .own = ctx && ld_relaxed(&q->ctx) == ctx };
 
         if (!w.own && callback_depth.any > 0) {
             ret = passed(&w) ? ret : -EDEADLK;

@@ -26,13 +26,14 @@ typedef struct FilePiece {
 } FilePiece;
 
 static const BlkOptDesc file_options[] = {
-    {"direct", BLK_OPT_SWITCH},
-    {"create", BLK_OPT_SWITCH},
-    {"size", BLK_OPT_SIZE},
-    {NULL},
+    { "direct", BLK_OPT_SWITCH },
+    { "create", BLK_OPT_SWITCH },
+    { "size", BLK_OPT_SIZE },
+    { NULL },
 };
 
-/* A piece this long keeps the loop busy for no more than some 400 us when it is copied from the cache. */
+/* A piece this long keeps the loop busy for no more than some 400 us when it is copied from the
+ * cache. */
 enum { FILE_MAX_TRANSFER = 4 << 20, FILE_MAX_IOV = 1024 };
 
 static int64_t file_getlength(void *state)
@@ -44,10 +45,10 @@ static void file_get_limits(void *state, BlkLimits *ret_limits)
 {
     FileState *s = state;
 
-    *ret_limits = (BlkLimits){.request_alignment = s->offset_align,
-                              .memory_alignment = s->memory_align,
-                              .max_transfer = FILE_MAX_TRANSFER,
-                              .max_iov = FILE_MAX_IOV};
+    *ret_limits = (BlkLimits){ .request_alignment = s->offset_align,
+                               .memory_alignment = s->memory_align,
+                               .max_transfer = FILE_MAX_TRANSFER,
+                               .max_iov = FILE_MAX_IOV };
 }
 
 static int file_check_context(void *state, AioContext *ctx, char **ret_why)
@@ -55,9 +56,10 @@ static int file_check_context(void *state, AioContext *ctx, char **ret_why)
     if (aio_context_has_ring(ctx)) {
         return 0;
     }
-    return blk_fail(ret_why, ENOTSUP,
-                    "driver 'file' needs a context with the io_uring monitor, but this one has '%s'",
-                    aio_context_get_monitor(ctx));
+    return blk_fail(
+        ret_why, ENOTSUP,
+        "driver 'file' needs a context with the io_uring monitor, but this one has '%s'",
+        aio_context_get_monitor(ctx));
 }
 
 /*
@@ -169,7 +171,7 @@ static void file_submit(BlkPiece *piece)
     FilePiece *fp = blk_piece_priv(piece);
     int ret;
 
-    fp->cqe = (CqeHandler){.cb = file_done};
+    fp->cqe = (CqeHandler){ .cb = file_done };
     ret = aio_add_sqe(file_prep, piece, &fp->cqe);
     if (unlikely(ret < 0)) {
         blk_piece_done(piece, ret);

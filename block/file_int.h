@@ -7,11 +7,11 @@
 
 typedef struct FileState {
     int fd;
-    int tail_fd;       /* without O_DIRECT, for a tail of odd size; -1: there is none */
-    int64_t tail;      /* where that begins */
+    int tail_fd;  /* without O_DIRECT, for a tail of odd size; -1: there is none */
+    int64_t tail; /* where that begins */
     int64_t length;
     bool direct;
-    bool is_device;    /* a block device */
+    bool is_device;                      /* a block device */
     uint32_t offset_align, memory_align; /* of direct I/O; else 1 */
 } FileState;
 

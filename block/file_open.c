@@ -63,12 +63,12 @@ static int open_file(const BlkOptions *opts, int flags, bool *ret_created, char 
                             "'%s' is a directory; expected a regular file or a block device", path);
         }
         if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
-            return blk_fail(ret_why, EINVAL,
-                            "'%s' is neither a regular file nor a block device", path);
+            return blk_fail(ret_why, EINVAL, "'%s' is neither a regular file nor a block device",
+                            path);
         }
     } else if (errno == ENOENT && !create) {
-        return blk_fail(ret_why, ENOENT,
-                        "there is no file '%s'; create=on with size=N makes one", path);
+        return blk_fail(ret_why, ENOENT, "there is no file '%s'; create=on with size=N makes one",
+                        path);
     }
     if (create) {
         fd = open(path, flags | O_CREAT | O_EXCL, 0666);
@@ -84,7 +84,8 @@ static int open_file(const BlkOptions *opts, int flags, bool *ret_created, char 
     if (fd < 0 && errno == EINVAL && (flags & O_DIRECT)) {
         return blk_fail(ret_why, EINVAL,
                         "option 'direct' is on, but the file system of '%s' has no direct I/O; "
-                        "expected direct=off there", path);
+                        "expected direct=off there",
+                        path);
     }
     if (fd < 0 && (errno == EACCES || errno == EROFS || errno == EPERM) && !(flags & O_ACCMODE)) {
         return fail_errno(ret_why, errno, "read", path);
@@ -197,7 +198,8 @@ static int find_alignment(FileState *s, const char *path, char **ret_why)
         m > DIRECT_ALIGN_MAX) {
         return blk_fail(ret_why, EINVAL,
                         "option 'direct' is on, but the kernel offers no direct I/O on '%s'; "
-                        "expected direct=off there", path);
+                        "expected direct=off there",
+                        path);
     }
     s->tail = s->length & ~(int64_t)(o - 1);
     return 0;

@@ -9,13 +9,14 @@
 
 void qemu_iovec_init_buf(QEMUIOVector *qiov, void *buf, size_t len)
 {
-    *qiov = (QEMUIOVector){.niov = 1, .size = len, .local_iov = {.iov_base = buf, .iov_len = len}};
+    *qiov =
+        (QEMUIOVector){ .niov = 1, .size = len, .local_iov = { .iov_base = buf, .iov_len = len } };
     qiov->iov = &qiov->local_iov;
 }
 
 void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov)
 {
-    *qiov = (QEMUIOVector){.iov = iov, .niov = niov};
+    *qiov = (QEMUIOVector){ .iov = iov, .niov = niov };
     for (int i = 0; i < niov; i++) {
         qiov->size += iov[i].iov_len;
     }
@@ -80,7 +81,8 @@ void blk_iov_copy_in(const BlockAIOCB *req, const void *buf, uint64_t bytes)
 }
 
 /* How much of a buffer the driver takes as it is, at most @max; 0: it needs bouncing. */
-static uint64_t direct_part(const BlockAIOCB *req, const struct iovec *v, uint64_t max, bool aligned)
+static uint64_t direct_part(const BlockAIOCB *req, const struct iovec *v, uint64_t max,
+                            bool aligned)
 {
     const BlockBackend *blk = req->q->blk;
     uint64_t n = v->iov_len < max ? v->iov_len : max;

@@ -22,9 +22,9 @@ typedef struct NullState {
 } NullState;
 
 static const BlkOptDesc null_options[] = {
-    {"size", BLK_OPT_SIZE},
-    {"latency-ns", BLK_OPT_NUMBER},
-    {NULL},
+    { "size", BLK_OPT_SIZE },
+    { "latency-ns", BLK_OPT_NUMBER },
+    { NULL },
 };
 
 static int null_open(const BlkOptions *opts, void **ret_state, char **ret_why)
@@ -53,7 +53,8 @@ static int64_t null_getlength(void *state)
 static void null_get_limits(void *state, BlkLimits *ret_limits)
 {
     *ret_limits = (BlkLimits){
-        .request_alignment = 1, .memory_alignment = 1, .max_transfer = 1u << 30, .max_iov = 1024};
+        .request_alignment = 1, .memory_alignment = 1, .max_transfer = 1u << 30, .max_iov = 1024
+    };
 }
 
 static void null_finish(BlkPiece *piece)

@@ -19,10 +19,10 @@
 
 /* Options that every driver takes, since the core serves them. */
 static const BlkOptDesc common_options[] = {
-    {"read-only", BLK_OPT_SWITCH},
-    {"detach", BLK_OPT_SWITCH},
-    {"deadline-ns", BLK_OPT_NUMBER},
-    {NULL},
+    { "read-only", BLK_OPT_SWITCH },
+    { "detach", BLK_OPT_SWITCH },
+    { "deadline-ns", BLK_OPT_NUMBER },
+    { NULL },
 };
 
 int blk_fail(char **ret_why, int err, const char *fmt, ...)
@@ -182,7 +182,8 @@ static int parse_value(const BlkOptDesc *desc, const char *value, int64_t *ret, 
         if (!parse_number(value, true, ret) || *ret == 0) {
             return blk_fail(ret_why, EINVAL,
                             "option '%s' takes a size of at least 1 byte, such as 4096, 512k, 10M, "
-                            "1G or 2T, not '%s'", desc->name, value);
+                            "1G or 2T, not '%s'",
+                            desc->name, value);
         }
         return 0;
     default:
@@ -263,7 +264,8 @@ static int parse_rest(const BlockDriver *drv, char *text, BlkOptions *opts, char
         if (*text && *text != '/') {
             return blk_fail(ret_why, EINVAL,
                             "'%s:' takes no host: write %s:/// before an absolute path, or %s: "
-                            "before a relative one", drv->name, drv->name, drv->name);
+                            "before a relative one",
+                            drv->name, drv->name, drv->name);
         }
     }
     if (!drv->takes_path && *text && strcmp(text, "/")) {
@@ -316,7 +318,7 @@ static int parse_with_driver(const char *spec, size_t name_len, const BlockDrive
 int blk_options_parse(const char *spec, const BlockDriver **ret_drv, BlkOptions *ret_opts,
                       char **ret_why)
 {
-    BlkOptions opts = {0};
+    BlkOptions opts = { 0 };
     const BlockDriver *drv = NULL;
     size_t name_len = driver_name_len(spec);
     int ret = 0;

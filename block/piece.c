@@ -27,9 +27,13 @@
 #define ZERO_BUF_BYTES BLK_ALIGN_MAX
 #define ZERO_IOV_MAX 16
 static const uint8_t zero_buf[ZERO_BUF_BYTES] __attribute__((aligned(4096)));
-#define Z {(void *)zero_buf, ZERO_BUF_BYTES}
-static const struct iovec zero_iov[ZERO_IOV_MAX] = {Z, Z, Z, Z, Z, Z, Z, Z,
-                                                    Z, Z, Z, Z, Z, Z, Z, Z};
+#define Z \
+    { \
+        (void *)zero_buf, ZERO_BUF_BYTES \
+    }
+static const struct iovec zero_iov[ZERO_IOV_MAX] = {
+    Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z, Z
+};
 #undef Z
 
 static inline uint64_t min_u64(uint64_t a, uint64_t b)
@@ -76,14 +80,16 @@ static int make(BlockAIOCB *req, BlkPieceKind kind, BlkOp op, int64_t offset, ui
     req->piece.op = op;
     req->piece.offset = offset;
     req->piece.bytes = bytes;
-    req->piece.flags = op == BLK_OP_WRITE ? req->flags & BDRV_REQ_FUA
-                                          : op == BLK_OP_ZEROES ? req->flags & BDRV_REQ_MAY_UNMAP : 0;
+    req->piece.flags = op == BLK_OP_WRITE    ? req->flags & BDRV_REQ_FUA
+                       : op == BLK_OP_ZEROES ? req->flags & BDRV_REQ_MAY_UNMAP
+                                             : 0;
     return 1;
 }
 
-static int make_bounced(BlockAIOCB *req, BlkPieceKind kind, BlkOp op, int64_t offset, uint64_t bytes)
+static int make_bounced(BlockAIOCB *req, BlkPieceKind kind, BlkOp op, int64_t offset,
+                        uint64_t bytes)
 {
-    req->local_iov = (struct iovec){req->bounce, bytes};
+    req->local_iov = (struct iovec){ req->bounce, bytes };
     req->piece.iov = &req->local_iov;
     req->piece.niov = 1;
     /* With detach every piece is bounced, and only what alignment asks for is counted. */
@@ -118,8 +124,8 @@ static int next_read(BlockAIOCB *req, int64_t cur, uint64_t left)
     }
     int64_t start = unit_start(blk, cur);
     int64_t end = cur + (int64_t)left >= limit ? limit : unit_end(blk, cur + (int64_t)left - 1);
-    uint64_t max = blk->limits.max_transfer < BLK_BOUNCE_MAX ? blk->limits.max_transfer
-                                                             : BLK_BOUNCE_MAX;
+    uint64_t max =
+        blk->limits.max_transfer < BLK_BOUNCE_MAX ? blk->limits.max_transfer : BLK_BOUNCE_MAX;
 
     n = min_u64((uint64_t)(end - start), max);
     note_split(req, n);
@@ -140,8 +146,9 @@ static int next_rmw(BlockAIOCB *req, int64_t cur, uint64_t left)
         return make_bounced(req, BLK_PIECE_RMW_WRITE, BLK_OP_WRITE, start, (uint64_t)(end - start));
     }
     int ret = bounce_get(req, (size_t)(end - start));
-    return ret < 0 ? ret : make_bounced(req, BLK_PIECE_RMW_READ, BLK_OP_READ, start,
-                                        (uint64_t)(end - start));
+    return ret < 0
+               ? ret
+               : make_bounced(req, BLK_PIECE_RMW_READ, BLK_OP_READ, start, (uint64_t)(end - start));
 }
 
 /* How many of the @left bytes at @cur are whole units; 0: the unit at @cur is covered in part. */
@@ -204,7 +211,7 @@ static int next_zeroes(BlockAIOCB *req, int64_t cur, uint64_t left)
         req->piece.niov = (int)niov;
         whole = niov * ZERO_BUF_BYTES;
     } else {
-        req->local_iov = (struct iovec){(void *)zero_buf, whole};
+        req->local_iov = (struct iovec){ (void *)zero_buf, whole };
         req->piece.iov = &req->local_iov;
         req->piece.niov = 1;
     }

@@ -122,7 +122,8 @@ static int set_up(BlkQueue *q, AioContext *ctx)
     return 0;
 }
 
-/* A queue that serves no context, taken for the caller; new when there is none.  NULL: no memory. */
+/* A queue that serves no context, taken for the caller; new when there is none.  NULL: no memory.
+ * */
 static BlkQueue *find_spare_locked(BlockBackend *blk)
 {
     for (BlkQueue *q = blk->queues; q; q = q->next) {
@@ -173,7 +174,7 @@ BlkQueue *blk_queue_get(BlockBackend *blk, AioContext *ctx)
 
 void blk_get_stats(BlockBackend *blk, BlkStats *ret_stats)
 {
-    BlkStats sum = {0};
+    BlkStats sum = { 0 };
     uint64_t *to = (uint64_t *)&sum;
 
     for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {

@@ -205,7 +205,7 @@ bool blk_range_begin(BlockAIOCB *req)
     r->serialising = r->start != req->offset || r->end != end;
     if (!r->serialising) {
         r->kind = BLK_RANGE_FAST;
-        st_seq(&q->fast_writes, q->fast_writes + 1); /* A1 */
+        st_seq(&q->fast_writes, q->fast_writes + 1);  /* A1 */
         if (likely(ld_seq(&blk->serialisers) == 0)) { /* A2 */
             return true;
         }

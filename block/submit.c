@@ -61,8 +61,8 @@ static bool has_parts(const BlockBackend *blk, const BlockAIOCB *req)
 /* Returns 0, or what the request ends in without being issued. */
 static int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
 {
-    if ((req->flags & ~flags_of(req->op)) || req->offset < 0 || bytes < 0 ||
-        bytes > blk->length || req->offset > blk->length - bytes) {
+    if ((req->flags & ~flags_of(req->op)) || req->offset < 0 || bytes < 0 || bytes > blk->length ||
+        req->offset > blk->length - bytes) {
         return -EINVAL;
     }
     if (blk->read_only && req->op != BLK_OP_READ && req->op != BLK_OP_FLUSH) {

@@ -136,7 +136,9 @@ static int run_buffer(SyncCall *c, void *buf, const char *name)
 
 int blk_pread(BlockBackend *blk, int64_t offset, int64_t bytes, void *buf, BdrvRequestFlags flags)
 {
-    SyncCall c = {.blk = blk, .op = BLK_OP_READ, .flags = flags, .offset = offset, .bytes = bytes};
+    SyncCall c = {
+        .blk = blk, .op = BLK_OP_READ, .flags = flags, .offset = offset, .bytes = bytes
+    };
 
     return run_buffer(&c, buf, "blk_pread");
 }
@@ -144,28 +146,32 @@ int blk_pread(BlockBackend *blk, int64_t offset, int64_t bytes, void *buf, BdrvR
 int blk_pwrite(BlockBackend *blk, int64_t offset, int64_t bytes, const void *buf,
                BdrvRequestFlags flags)
 {
-    SyncCall c = {.blk = blk, .op = BLK_OP_WRITE, .flags = flags, .offset = offset, .bytes = bytes};
+    SyncCall c = {
+        .blk = blk, .op = BLK_OP_WRITE, .flags = flags, .offset = offset, .bytes = bytes
+    };
 
     return run_buffer(&c, (void *)buf, "blk_pwrite");
 }
 
 int blk_flush(BlockBackend *blk)
 {
-    SyncCall c = {.blk = blk, .op = BLK_OP_FLUSH};
+    SyncCall c = { .blk = blk, .op = BLK_OP_FLUSH };
 
     return run(&c, "blk_flush");
 }
 
 int blk_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes)
 {
-    SyncCall c = {.blk = blk, .op = BLK_OP_DISCARD, .offset = offset, .bytes = bytes};
+    SyncCall c = { .blk = blk, .op = BLK_OP_DISCARD, .offset = offset, .bytes = bytes };
 
     return run(&c, "blk_pdiscard");
 }
 
 int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequestFlags flags)
 {
-    SyncCall c = {.blk = blk, .op = BLK_OP_ZEROES, .flags = flags, .offset = offset, .bytes = bytes};
+    SyncCall c = {
+        .blk = blk, .op = BLK_OP_ZEROES, .flags = flags, .offset = offset, .bytes = bytes
+    };
 
     return run(&c, "blk_pwrite_zeroes");
 }

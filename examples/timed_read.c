@@ -50,7 +50,7 @@ static void on_read(void *opaque, int ret)
 static void start_read(void *opaque)
 {
     struct app *app = opaque;
-    BlkReqOpts opts = {.deadline_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DEADLINE_NS};
+    BlkReqOpts opts = { .deadline_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DEADLINE_NS };
 
     if (!blk_aio_preadv_opts(app->blk, 0, &app->qiov, 0, on_read, app, &opts)) {
         on_read(app, -errno);

@@ -3,9 +3,9 @@
  * Every atomic operation of the library, over the C11 memory model, so that tests can replace,
  * delay or count them in one place.
  *
- * They act on plain objects, as structs in public headers cannot hold _Atomic members; a field
- * that is ever accessed this way is accessed only this way while others may see it.  The name ends
- * in the memory order.  There are no fences: where two threads must not both miss each other (store,
+ * They act on plain objects, as structs in public headers cannot hold _Atomic members; a field that
+ * is ever accessed this way is accessed only this way while others may see it.  The name ends in
+ * the memory order.  There are no fences: where two threads must not both miss each other (store,
  * then load), all four accesses are _seq, which is what ThreadSanitizer follows too.
  */
 #ifndef RCU_ATOMIC_INT_H

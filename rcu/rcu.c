@@ -64,7 +64,7 @@ static pthread_key_t exit_key;
 bool rcu_forked;              /* written once, in a child's only thread */
 static bool used;             /* atomic: there is state that a child must not use */
 static unsigned long backlog; /* deferred calls not yet made; atomic */
-static char edge;            /* the address that stands for "a read section ended" */
+static char edge;             /* the address that stands for "a read section ended" */
 
 static void unregister_self(void *unused)
 {

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -17,7 +17,10 @@ _Noreturn void die_misuse(const char *call, const char *fmt, ...)
 
 /* An assertion that stays on in every build. */
 #define must(cond) \
-    ((void)(likely(cond) ? 0 : (die_misuse(__func__, "internal check failed: %s (%s:%d)", #cond, __FILE__, __LINE__), 0)))
+    ((void)(likely(cond) ? 0 \
+                         : (die_misuse(__func__, "internal check failed: %s (%s:%d)", #cond, \
+                                       __FILE__, __LINE__), \
+                            0)))
 
 /*
  * How deep the calling thread is in callbacks of the library.  Calls that wait look here, since a

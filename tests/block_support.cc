@@ -8,7 +8,7 @@
 #include <map>
 #include <unistd.h>
 
-/* ---- Contexts and requests -------------------------------------------------------------------- */
+/* ---- Contexts and requests ------------------------------------------------------------------- */
 
 LocalContext::LocalContext(const char *monitor)
 {
@@ -129,7 +129,7 @@ TempDir::~TempDir()
     EXPECT_EQ(system(cmd.c_str()), 0);
 }
 
-/* ---- The driver ------------------------------------------------------------------------------- */
+/* ---- The driver ------------------------------------------------------------------------------ */
 
 static std::mutex disks_lock;
 static std::map<std::string, MemDisk *> disks;
@@ -239,7 +239,8 @@ void MemDisk::Check(const BlkPiece *p)
         sum += p->iov[i].iov_len;
         if (p->offset < tail) {
             ASSERT_EQ(reinterpret_cast<uintptr_t>(p->iov[i].iov_base) &
-                          (limits.memory_alignment - 1), 0u);
+                          (limits.memory_alignment - 1),
+                      0u);
             ASSERT_EQ(p->iov[i].iov_len & static_cast<size_t>(mask), 0u);
         }
     }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What the tests of the block layer share: contexts, requests and a driver that does as it is told. */
+/* What the tests of the block layer share: contexts, requests and a driver that does as it is told.
+ * */
 #ifndef TESTS_BLOCK_SUPPORT_H
 #define TESTS_BLOCK_SUPPORT_H
 
@@ -49,8 +50,8 @@ std::string OpenError(const std::string &spec, int *ret_errno = nullptr);
 
 /* A request's end: pass Ended and a pointer to one of these. */
 struct Result {
-    std::atomic<int> calls{0};
-    std::atomic<int> ret{1};
+    std::atomic<int> calls{ 0 };
+    std::atomic<int> ret{ 1 };
     std::function<void()> then; /* called inside the callback */
 };
 void Ended(void *opaque, int ret);
@@ -103,18 +104,19 @@ public:
     std::string name;
     std::vector<uint8_t> data; /* under lock */
     BlkLimits limits;
-    std::atomic<bool> stall{false};      /* keep pieces until Release() */
-    std::atomic<bool> recall{false};     /* cancelling a stalled piece works */
-    std::atomic<bool> later{false};      /* complete from a bottom half, else inside submit */
-    std::atomic<int> lag{0};             /* with later: pieces take up to so many passes more */
-    std::atomic<uint32_t> transfer{0};   /* move no more than this at once; 0: all */
-    std::atomic<int> fail{0};            /* the next piece ends in this */
-    std::atomic<int> interrupt{0};       /* so many pieces end in -EINTR */
-    std::atomic<bool> no_zeroes{false};  /* -ENOTSUP for zeroes and discards */
-    std::atomic<int> submitted{0}, cancels{0}, flushes{0}, fua{0}, range_ops{0}, writes{0};
-    std::atomic<int> at_once{0}, at_once_max{0}; /* pieces that are stalled */
-    std::atomic<uint64_t> longest{0};
-    std::atomic<int> most_iov{0};
+    std::atomic<bool> stall{ false };     /* keep pieces until Release() */
+    std::atomic<bool> recall{ false };    /* cancelling a stalled piece works */
+    std::atomic<bool> later{ false };     /* complete from a bottom half, else inside submit */
+    std::atomic<int> lag{ 0 };            /* with later: pieces take up to so many passes more */
+    std::atomic<uint32_t> transfer{ 0 };  /* move no more than this at once; 0: all */
+    std::atomic<int> fail{ 0 };           /* the next piece ends in this */
+    std::atomic<int> interrupt{ 0 };      /* so many pieces end in -EINTR */
+    std::atomic<bool> no_zeroes{ false }; /* -ENOTSUP for zeroes and discards */
+    std::atomic<int> submitted{ 0 }, cancels{ 0 }, flushes{ 0 }, fua{ 0 }, range_ops{ 0 },
+        writes{ 0 };
+    std::atomic<int> at_once{ 0 }, at_once_max{ 0 }; /* pieces that are stalled */
+    std::atomic<uint64_t> longest{ 0 };
+    std::atomic<int> most_iov{ 0 };
 
     /* Ends the oldest stalled piece.  Thread: its home. */
     void ReleaseOne();

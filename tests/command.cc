@@ -12,7 +12,7 @@
 
 CommandResult RunCommand(const std::string &command)
 {
-    CommandResult result{-1, ""};
+    CommandResult result{ -1, "" };
     FILE *pipe = popen(("exec 2>&1 </dev/null; " + command).c_str(), "re");
 
     if (!pipe) {

@@ -257,22 +257,25 @@ static void WarmUp()
     QEMUTimer ts = {};
 
     aio_call_rcu(&head, [](AioRcuHead *) {});
-    timer_init_ns(&ts, QEMU_CLOCK_HOST, [](void *) {}, nullptr);
+    timer_init_ns(
+        &ts, QEMU_CLOCK_HOST, [](void *) {}, nullptr);
     timer_mod(&ts, INT64_MAX);
     timer_deinit(&ts);
     aio_rcu_barrier();
     /* The thread that watches the host clock opens its timerfd when it gets to run. */
-    WaitUntil([] {
-        for (const std::string &fd : ListProc("/proc/self/fd")) {
-            char target[64] = "";
+    WaitUntil(
+        [] {
+            for (const std::string &fd : ListProc("/proc/self/fd")) {
+                char target[64] = "";
 
-            if (readlink(("/proc/self/fd/" + fd).c_str(), target, sizeof(target) - 1) > 0 &&
-                strstr(target, "timerfd")) {
-                return true;
+                if (readlink(("/proc/self/fd/" + fd).c_str(), target, sizeof(target) - 1) > 0 &&
+                    strstr(target, "timerfd")) {
+                    return true;
+                }
             }
-        }
-        return false;
-    }, 5);
+            return false;
+        },
+        5);
 }
 
 class Guard : public testing::EmptyTestEventListener
@@ -292,11 +295,13 @@ class Guard : public testing::EmptyTestEventListener
 
         alarm(0);
         /* A thread that was joined may be seen for a moment, and a context's fds go with it. */
-        WaitUntil([&] {
-            left = Describe(fds_, ListProc("/proc/self/fd"), false) +
-                   Describe(threads_, ListProc("/proc/self/task"), true);
-            return left.empty();
-        }, 5);
+        WaitUntil(
+            [&] {
+                left = Describe(fds_, ListProc("/proc/self/fd"), false) +
+                       Describe(threads_, ListProc("/proc/self/task"), true);
+                return left.empty();
+            },
+            5);
         EXPECT_EQ(left, "") << "the test leaked";
     }
 

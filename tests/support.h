@@ -38,11 +38,11 @@ extern const std::vector<const char *> kMonitors;
 std::string MonitorName(const testing::TestParamInfo<const char *> &info);
 
 /* Skips the test when this kernel has no io_uring for us. */
-#define SKIP_WITHOUT_MONITOR(monitor)                                     \
-    do {                                                                  \
-        if (!MonitorWorks(monitor)) {                                     \
+#define SKIP_WITHOUT_MONITOR(monitor) \
+    do { \
+        if (!MonitorWorks(monitor)) { \
             GTEST_SKIP() << "no " << (monitor) << " for us on this kernel"; \
-        }                                                                 \
+        } \
     } while (0)
 bool MonitorWorks(const char *monitor);
 

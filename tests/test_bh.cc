@@ -159,13 +159,15 @@ TEST_P(BottomHalf, DeletedWhileScheduledDoesNotRun)
 TEST_P(BottomHalf, DoubleDeleteAborts)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_DEATH({
-        ScopedContext ctx(GetParam());
-        Call call{ [] {} };
-        QEMUBH *bh = aio_bh_new(ctx, Call::Run, &call);
-        qemu_bh_delete(bh);
-        qemu_bh_delete(bh);
-    }, "deleted before");
+    EXPECT_DEATH(
+        {
+            ScopedContext ctx(GetParam());
+            Call call{ [] {} };
+            QEMUBH *bh = aio_bh_new(ctx, Call::Run, &call);
+            qemu_bh_delete(bh);
+            qemu_bh_delete(bh);
+        },
+        "deleted before");
 }
 
 TEST_P(BottomHalf, IdleRunsWithoutProgressAndWithoutSpinning)
@@ -309,8 +311,8 @@ TEST_P(BottomHalf, ThoseOfOneThreadRunInItsOrderBesideOthers)
 
     RunThreads(3, [&](int t) {
         for (int i = 0; i < each; i++) {
-            ASSERT_EQ(aio_bh_schedule_oneshot(io.ctx(), Item::Run,
-                                              new Item{ &next[t], &faults, i }), 0);
+            ASSERT_EQ(
+                aio_bh_schedule_oneshot(io.ctx(), Item::Run, new Item{ &next[t], &faults, i }), 0);
         }
     });
     EXPECT_TRUE(WaitUntil([&] { return next[0] + next[1] + next[2] == 3 * each; }));

@@ -48,7 +48,7 @@ TEST(Crc32c, KnownAnswers)
 
 TEST(Crc32c, InstructionTableAndDefinitionAgree)
 {
-    struct blk_random random = {3};
+    struct blk_random random = { 3 };
     char buf[300];
 
     blk_random_fill(&random, buf, sizeof(buf));
@@ -182,7 +182,7 @@ TEST_F(Verify, TimedOutWriteMayLeaveOldNewOrBothBySector)
 {
     Open(VERIFY_INITIAL_ZEROES);
     Write(5);
-    for (unsigned sectors : {0u, 3u, 8u, 1u}) {
+    for (unsigned sectors : { 0u, 3u, 8u, 1u }) {
         WriteTorn(5, sectors);
         EXPECT_EQ(Check(5), VERIFY_OK) << sectors;
     }
@@ -272,8 +272,8 @@ TEST_F(Verify, WipedBufferHoldsNoPattern)
 
 TEST(Schedule, ThreadsTogetherHaveTheExactMomentsOfTheTotalRate)
 {
-    for (uint64_t rate :
-         {uint64_t{1}, uint64_t{3}, uint64_t{7919}, uint64_t{20000}, uint64_t{1000000000}}) {
+    for (uint64_t rate : { uint64_t{ 1 }, uint64_t{ 3 }, uint64_t{ 7919 }, uint64_t{ 20000 },
+                           uint64_t{ 1000000000 } }) {
         constexpr unsigned kThreads = 3;
         for (unsigned thread = 0; thread < kThreads; thread++) {
             struct blk_schedule s;
@@ -298,10 +298,10 @@ TEST(Parse, Sizes)
     EXPECT_TRUE(parse_size("512", &n) && n == 512);
     EXPECT_TRUE(parse_size("2M", &n) && n == 2u << 20);
     EXPECT_TRUE(parse_size("1G", &n) && n == 1u << 30);
-    EXPECT_TRUE(parse_size("3t", &n) && n == uint64_t{3} << 40);
+    EXPECT_TRUE(parse_size("3t", &n) && n == uint64_t{ 3 } << 40);
     n = 42;
-    for (const char *bad : {"", "k", "-1", "4x", "4kk", "4 k", " 4", "1.5G", "0x10", "9000000T",
-                            "99999999999999999999"}) {
+    for (const char *bad : { "", "k", "-1", "4x", "4kk", "4 k", " 4", "1.5G", "0x10", "9000000T",
+                             "99999999999999999999" }) {
         EXPECT_FALSE(parse_size(bad, &n)) << bad;
     }
     EXPECT_EQ(n, 42u) << "left alone";
@@ -319,8 +319,8 @@ TEST(Parse, Durations)
     EXPECT_TRUE(parse_duration("2m", &n) && n == 120000000000);
     EXPECT_TRUE(parse_duration("1.5h", &n) && n == 5400000000000);
     n = 42;
-    for (const char *bad : {"", "5", "s", "5 s", "-5s", "5x", "5sec", ".5s", "5.s", "1e3s", "nans",
-                            "9999999999h", "99999999999999999999s"}) {
+    for (const char *bad : { "", "5", "s", "5 s", "-5s", "5x", "5sec", ".5s", "5.s", "1e3s", "nans",
+                             "9999999999h", "99999999999999999999s" }) {
         EXPECT_FALSE(parse_duration(bad, &n)) << bad;
     }
     EXPECT_EQ(n, 42);

@@ -9,7 +9,7 @@
 #include <random>
 #include <unistd.h>
 
-/* ---- Random requests against a model ---------------------------------------------------------- */
+/* ---- Random requests against a model --------------------------------------------------------- */
 
 /* One context's share of the disk, what it should hold, and a stream of requests on it. */
 class Model
@@ -143,12 +143,13 @@ class BlkAlign : public testing::TestWithParam<AlignCase>
 {
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Cases, BlkAlign,
-    testing::Values(AlignCase{ "io_uring", 1, true, "" }, AlignCase{ "io_uring", 512, true, "" },
-                    AlignCase{ "ppoll", 512, false, "" }, AlignCase{ "ppoll", 4096, true, "" },
-                    AlignCase{ "io_uring", 512, true, "?detach=on" },
-                    AlignCase{ "ppoll", 1, true, "?detach=on" }));
+INSTANTIATE_TEST_SUITE_P(Cases, BlkAlign,
+                         testing::Values(AlignCase{ "io_uring", 1, true, "" },
+                                         AlignCase{ "io_uring", 512, true, "" },
+                                         AlignCase{ "ppoll", 512, false, "" },
+                                         AlignCase{ "ppoll", 4096, true, "" },
+                                         AlignCase{ "io_uring", 512, true, "?detach=on" },
+                                         AlignCase{ "ppoll", 1, true, "?detach=on" }));
 
 TEST_P(BlkAlign, RandomRequestsMatchAModel)
 {
@@ -180,7 +181,7 @@ TEST_P(BlkAlign, NeighboursFromSeveralContextsLoseNoBytes)
     EXPECT_EQ(st.bounced > 0, GetParam().alignment > 1);
 }
 
-/* ---- One at a time ---------------------------------------------------------------------------- */
+/* ---- One at a time --------------------------------------------------------------------------- */
 
 TEST(BlkAlignment, AlignedRequestsAreNotBounced)
 {
@@ -233,9 +234,8 @@ TEST(BlkAlignment, AReadModifyWriteWaitsForWritesThatCameBefore)
     Result first, second;
 
     disk.stall = true;
-    other.Run([&] {
-        blk_aio_pwritev(blk.get(), 0, &whole.qiov, BdrvRequestFlags(), Ended, &first);
-    });
+    other.Run(
+        [&] { blk_aio_pwritev(blk.get(), 0, &whole.qiov, BdrvRequestFlags(), Ended, &first); });
     blk_aio_pwritev(blk.get(), 100, &part.qiov, BdrvRequestFlags(), Ended, &second);
     for (int i = 0; i < 10; i++) {
         aio_poll(own.get(), false);
@@ -257,12 +257,9 @@ TEST(BlkAlignment, DiscardsLeaveWhatIsNotAligned)
     Blk blk = Open("mem:discard");
     struct Case {
         int64_t offset, bytes, from, to;
-    } cases[] = { { 0, 511, 0, 0 },
-                  { 1, 1023, 512, 1024 },
-                  { 512, 1024, 512, 1536 },
-                  { 600, 4096 + 100 - 600, 1024, 4096 + 100 },
-                  { 4096, 100, 4096, 4196 },
-                  { 4096, 99, 0, 0 },
+    } cases[] = { { 0, 511, 0, 0 },          { 1, 1023, 512, 1024 },
+                  { 512, 1024, 512, 1536 },  { 600, 4096 + 100 - 600, 1024, 4096 + 100 },
+                  { 4096, 100, 4096, 4196 }, { 4096, 99, 0, 0 },
                   { 4100, 96, 0, 0 } };
 
     for (const Case &c : cases) {
@@ -286,7 +283,7 @@ TEST(BlkAlignment, ZeroesWithoutFallbackRefuseParts)
     EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 512, 1024, BDRV_REQ_NO_FALLBACK), 0);
 }
 
-/* ---- Direct I/O on a real file ---------------------------------------------------------------- */
+/* ---- Direct I/O on a real file --------------------------------------------------------------- */
 
 class BlkDirect : public testing::Test
 {
@@ -319,11 +316,11 @@ protected:
     std::string skip_reason;
 };
 
-#define OPEN_DIRECT(bytes, blk)                              \
-    do {                                                     \
-        if (!OpenDirect((bytes), &(blk))) {                  \
+#define OPEN_DIRECT(bytes, blk) \
+    do { \
+        if (!OpenDirect((bytes), &(blk))) { \
             GTEST_SKIP() << "no direct I/O: " << skip_reason; \
-        }                                                    \
+        } \
     } while (0)
 
 TEST_F(BlkDirect, RandomRequestsFromSeveralContextsMatchAModel)

@@ -106,9 +106,9 @@ TEST_P(BlkDrain, DoesNotWaitForWhatComesLater)
     std::atomic<bool> stop{ false };
 
     r.then = [&] { /* a stream that never pauses */
-        if (!stop) {
-            Read(blk.get(), &buf, &r);
-        }
+                   if (!stop) {
+                       Read(blk.get(), &buf, &r);
+                   }
     };
     io.Run([&] {
         for (int i = 0; i < 4; i++) {
@@ -162,8 +162,8 @@ TEST_P(BlkDrain, HeldRequestsKeepTheirDeadlinesAndCanBeCancelled)
     none.deadline_ns = -1;
     EXPECT_EQ(blk_drained_begin(blk.get()), 0);
     Read(blk.get(), &buf, &timed);
-    BlockAIOCB *acb = blk_aio_preadv_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended,
-                                          &cancelled, &none);
+    BlockAIOCB *acb =
+        blk_aio_preadv_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &cancelled, &none);
     blk_aio_preadv_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &kept, &none);
     blk_aio_cancel_async(acb);
     ASSERT_TRUE(own.PollUntil([&] { return timed.calls && cancelled.calls; }));
@@ -209,7 +209,7 @@ TEST_P(BlkDrain, SectionsKeepSubmittersOnOtherThreadsOut)
     EXPECT_EQ(Stats(blk).reads, static_cast<uint64_t>(r.calls));
 }
 
-/* ---- Contexts --------------------------------------------------------------------------------- */
+/* ---- Contexts -------------------------------------------------------------------------------- */
 
 TEST_P(BlkDrain, ARequestCompletesOnTheContextThatSubmittedIt)
 {
@@ -339,7 +339,7 @@ TEST_P(BlkDrain, TheLastReferenceMayGoBelowACallbackOfAnotherContext)
     }
 }
 
-/* ---- Synchronous calls ------------------------------------------------------------------------ */
+/* ---- Synchronous calls ----------------------------------------------------------------------- */
 
 TEST_P(BlkDrain, SyncCallsOnAHomeThreadPollItsContext)
 {
@@ -409,7 +409,7 @@ TEST(BlkSync, ErrorsComeBack)
     EXPECT_EQ(blk_pread(blk.get(), 0, 1, &c, BdrvRequestFlags()), 0);
 }
 
-/* ---- All at once ------------------------------------------------------------------------------ */
+/* ---- All at once ----------------------------------------------------------------------------- */
 
 struct Chaos {
     BlockBackend *blk;
@@ -417,7 +417,8 @@ struct Chaos {
     std::atomic<int> submitted{ 0 }, ended{ 0 }, twice{ 0 };
 };
 
-/* Keeps up to 16 requests in flight on the current context, with deadlines, cancels and overlaps. */
+/* Keeps up to 16 requests in flight on the current context, with deadlines, cancels and overlaps.
+ * */
 static void RunChaos(Chaos *c, int count)
 {
     struct Slot {
@@ -429,7 +430,9 @@ static void RunChaos(Chaos *c, int count)
     };
     std::vector<std::unique_ptr<Slot>> slots(16);
     unsigned seed = c->seed;
-    auto random = [&](int n) { return static_cast<int>((seed = seed * 1103515245 + 12345) >> 16) % n; };
+    auto random = [&](int n) {
+        return static_cast<int>((seed = seed * 1103515245 + 12345) >> 16) % n;
+    };
     int busy = 0;
 
     for (auto &s : slots) {
@@ -451,11 +454,13 @@ static void RunChaos(Chaos *c, int count)
                 int64_t offset = random(16000);
                 BlkReqOpts opts = {};
 
-                opts.deadline_ns = random(3) ? -1 : qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + random(60000);
+                opts.deadline_ns =
+                    random(3) ? -1 : qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + random(60000);
                 qemu_iovec_init_buf(&s->qiov, s->buf.data, static_cast<size_t>(1 + random(3000)));
-                s->acb = random(3)
-                    ? blk_aio_pwritev_opts(c->blk, offset, &s->qiov, BdrvRequestFlags(), Ended, &s->r, &opts)
-                    : blk_aio_preadv_opts(c->blk, offset, &s->qiov, BdrvRequestFlags(), Ended, &s->r, &opts);
+                s->acb = random(3) ? blk_aio_pwritev_opts(c->blk, offset, &s->qiov,
+                                                          BdrvRequestFlags(), Ended, &s->r, &opts)
+                                   : blk_aio_preadv_opts(c->blk, offset, &s->qiov,
+                                                         BdrvRequestFlags(), Ended, &s->r, &opts);
                 ASSERT_NE(s->acb, nullptr);
                 s->busy = true;
                 busy++;

@@ -41,9 +41,11 @@ TEST_F(BlkFile, WritesArriveAndReadBack)
     std::string out = "some bytes at an odd place", in(out.size(), '\0');
 
     EXPECT_EQ(blk_pwrite(blk.get(), 12345, static_cast<int64_t>(out.size()), out.data(),
-                         BdrvRequestFlags()), 0);
-    EXPECT_EQ(blk_pread(blk.get(), 12345, static_cast<int64_t>(in.size()), &in[0],
-                        BdrvRequestFlags()), 0);
+                         BdrvRequestFlags()),
+              0);
+    EXPECT_EQ(
+        blk_pread(blk.get(), 12345, static_cast<int64_t>(in.size()), &in[0], BdrvRequestFlags()),
+        0);
     EXPECT_EQ(in, out);
     EXPECT_EQ(blk_flush(blk.get()), 0);
     EXPECT_EQ(Raw(12345, out.size()), out);
@@ -124,7 +126,9 @@ TEST_F(BlkFile, AReadPastAnEndThatHasMovedIsAnError)
 
 TEST_F(BlkFile, ReadOnlyFilesRefuseWrites)
 {
-    { Open(Spec("create=on&size=64k")); }
+    {
+        Open(Spec("create=on&size=64k"));
+    }
     LocalContext ctx("io_uring");
     Blk blk = Open(Spec("read-only=on"));
     char c = 1;

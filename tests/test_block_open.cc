@@ -43,7 +43,8 @@ TEST(BlkOpen, SizesTakeSuffixes)
 
 TEST(BlkOpen, BadSizesAreNamed)
 {
-    for (const char *bad : { "", "0", "-1", "1Q", "1kk", "x", "99999999999999999999", "9999999T" }) {
+    for (const char *bad :
+         { "", "0", "-1", "1Q", "1kk", "x", "99999999999999999999", "9999999T" }) {
         int err = 0;
         std::string why = OpenError(std::string("null://?size=") + bad, &err);
 

@@ -103,7 +103,10 @@ TEST_P(BlkRequest, RangesOutsideAreRefused)
     struct Case {
         int64_t offset;
         int ret;
-    } cases[] = { { 10000 - 512, 0 }, { 10000 - 511, -EINVAL }, { 10000, -EINVAL }, { -1, -EINVAL },
+    } cases[] = { { 10000 - 512, 0 },
+                  { 10000 - 511, -EINVAL },
+                  { 10000, -EINVAL },
+                  { -1, -EINVAL },
                   { INT64_MAX, -EINVAL } };
 
     for (const Case &c : cases) {
@@ -162,7 +165,7 @@ TEST_P(BlkRequest, ReadOnlyBackendsRefuseWrites)
     EXPECT_TRUE(blk_is_read_only(blk.get()));
 }
 
-/* ---- Deadlines and cancel --------------------------------------------------------------------- */
+/* ---- Deadlines and cancel -------------------------------------------------------------------- */
 
 TEST_P(BlkRequest, ADeadlineInThePastIsNotIssued)
 {
@@ -305,7 +308,7 @@ TEST_P(BlkRequest, TheRestOfASplitRequestIsNotIssuedAfterACancel)
     EXPECT_EQ(disk.submitted, 1);
 }
 
-/* ---- Callbacks and the loop ------------------------------------------------------------------- */
+/* ---- Callbacks and the loop ------------------------------------------------------------------ */
 
 TEST_P(BlkRequest, ANestedPollGoesOnWithWhatHasFinished)
 {
@@ -399,7 +402,7 @@ TEST_P(BlkRequest, WithoutACurrentContextThereIsNoRequest)
     EXPECT_EQ(r.calls, 0);
 }
 
-/* ---- Pieces ----------------------------------------------------------------------------------- */
+/* ---- Pieces ---------------------------------------------------------------------------------- */
 
 TEST_P(BlkRequest, LargeRequestsAreSplit)
 {
@@ -559,7 +562,7 @@ TEST_P(BlkRequest, ZeroesAreWrittenWhereTheDriverCannotZero)
     }
 }
 
-/* ---- Detach ----------------------------------------------------------------------------------- */
+/* ---- Detach ---------------------------------------------------------------------------------- */
 
 TEST_P(BlkRequest, DetachEndsOnTimeAndNeverTouchesTheBufferAgain)
 {

@@ -113,7 +113,8 @@ TEST_F(Clock, StepForwardMakesHostTimersDue)
     FakeClock clock(QEMU_CLOCK_HOST, 1000);
     TestGroup g;
     int fired = 0;
-    HeapTimer t(&g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
+    HeapTimer t(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
 
     timer_mod(t, 1000000);
     clock.Set(2000000);
@@ -199,7 +200,8 @@ TEST_F(Clock, StoppedVirtualHasNoDeadline)
     TestGroup g;
     QEMUTimerList *tl = g.list(QEMU_CLOCK_VIRTUAL);
     int fired = 0;
-    HeapTimer t(&g.tlg, [&] { fired++; }, QEMU_CLOCK_VIRTUAL);
+    HeapTimer t(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_VIRTUAL);
 
     timer_mod(t, cpu_get_clock());
     EXPECT_TRUE(timerlist_has_timers(tl));
@@ -308,8 +310,10 @@ TEST_P(ClockOnMonitor, SleepingLoopsSeeStartAndSteps)
     ScopedIOThread io(GetParam());
     std::atomic<int> virt{ 0 }, wall{ 0 };
     QEMUTimerListGroup *tlg = aio_context_get_timer_list_group(io.ctx());
-    HeapTimer v(tlg, [&] { virt++; }, QEMU_CLOCK_VIRTUAL);
-    HeapTimer w(tlg, [&] { wall++; }, QEMU_CLOCK_HOST);
+    HeapTimer v(
+        tlg, [&] { virt++; }, QEMU_CLOCK_VIRTUAL);
+    HeapTimer w(
+        tlg, [&] { wall++; }, QEMU_CLOCK_HOST);
 
     timer_mod(v, cpu_get_clock());
     timer_mod(w, INT64_C(3600000) * SCALE_MS);
@@ -396,10 +400,13 @@ TEST_F(Clock, VirtualGoesOnFromWhereItIsWhenRealtimesSourceIsReplaced)
 TEST(FirstUse, MayBeATimerOfTheMainLoopsGroup)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_EXIT({
-        QEMUTimer ts;
-        timer_init_full(&ts, &main_loop_tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
-        timer_mod(&ts, 0);
-        exit(qemu_clock_run_all_timers() ? 0 : 1);
-    }, testing::ExitedWithCode(0), "");
+    EXPECT_EXIT(
+        {
+            QEMUTimer ts;
+            timer_init_full(
+                &ts, &main_loop_tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
+            timer_mod(&ts, 0);
+            exit(qemu_clock_run_all_timers() ? 0 : 1);
+        },
+        testing::ExitedWithCode(0), "");
 }

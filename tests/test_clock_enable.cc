@@ -26,7 +26,8 @@ protected:
 TEST_F(ClockEnable, DisabledClockHasNoDeadlineAndFiresNothing)
 {
     int fired = 0;
-    HeapTimer t(&g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
+    HeapTimer t(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
 
     EXPECT_EQ(qemu_clock_enable(QEMU_CLOCK_HOST, false), 0);
     EXPECT_TRUE(timer_mod(t, clock.Now()));
@@ -40,7 +41,8 @@ TEST_F(ClockEnable, DisabledClockHasNoDeadlineAndFiresNothing)
 TEST_F(ClockEnable, TimersStayArmedAndFireOnceEnabled)
 {
     int fired = 0;
-    HeapTimer t(&g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
+    HeapTimer t(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
     int n;
 
     timer_mod(t, clock.Now() + 10);
@@ -70,9 +72,10 @@ TEST_F(ClockEnable, OtherClocksGoOn)
 TEST_F(ClockEnable, BelowItsOwnCallbackItDisablesButDoesNotWait)
 {
     int ret = 0, fired = 0;
-    HeapTimer second(&g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
-    HeapTimer first(&g.tlg, [&] { ret = qemu_clock_enable(QEMU_CLOCK_HOST, false); },
-                    QEMU_CLOCK_HOST);
+    HeapTimer second(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_HOST);
+    HeapTimer first(
+        &g.tlg, [&] { ret = qemu_clock_enable(QEMU_CLOCK_HOST, false); }, QEMU_CLOCK_HOST);
 
     timer_mod(first, 1);
     timer_mod(second, 2);
@@ -98,12 +101,15 @@ TEST_F(ClockEnable, BelowANestedPollAndABottomHalfItDoesNotWait)
     } s = { ctx, 0, false };
     FakeClock real;
     HeapTimer t(aio_context_get_timer_list_group(ctx), [&] {
-        aio_bh_schedule_oneshot(s.ctx, [](void *opaque) {
-            State *st = static_cast<State *>(opaque);
+        aio_bh_schedule_oneshot(
+            s.ctx,
+            [](void *opaque) {
+                State *st = static_cast<State *>(opaque);
 
-            st->ret = qemu_clock_enable(QEMU_CLOCK_HOST, false);
-            st->ran = true;
-        }, &s);
+                st->ret = qemu_clock_enable(QEMU_CLOCK_HOST, false);
+                st->ran = true;
+            },
+            &s);
         while (!s.ran) {
             aio_poll(s.ctx, true);
         }
@@ -137,7 +143,8 @@ struct Blocker {
 TEST_F(ClockEnable, DisableWaitsForCallbacksOnOtherThreads)
 {
     Blocker b;
-    HeapTimer t(&g.tlg, [&] { b.Block(); }, QEMU_CLOCK_HOST);
+    HeapTimer t(
+        &g.tlg, [&] { b.Block(); }, QEMU_CLOCK_HOST);
 
     timer_mod(t, clock.Now());
     std::thread runner([&] { timerlist_run_timers(list()); });
@@ -157,12 +164,16 @@ TEST_F(ClockEnable, DisableWaitsForTheOuterCallbackOfNestedPasses)
 {
     Blocker b;
     std::atomic<bool> inner{ false };
-    HeapTimer in(&g.tlg, [&] { inner = true; }, QEMU_CLOCK_HOST);
-    HeapTimer out(&g.tlg, [&] {
-        timer_mod(in, 0);
-        EXPECT_TRUE(timerlist_run_timers(list()));
-        b.Block();
-    }, QEMU_CLOCK_HOST);
+    HeapTimer in(
+        &g.tlg, [&] { inner = true; }, QEMU_CLOCK_HOST);
+    HeapTimer out(
+        &g.tlg,
+        [&] {
+            timer_mod(in, 0);
+            EXPECT_TRUE(timerlist_run_timers(list()));
+            b.Block();
+        },
+        QEMU_CLOCK_HOST);
 
     timer_mod(out, clock.Now());
     std::thread runner([&] { timerlist_run_timers(list()); });
@@ -180,7 +191,8 @@ TEST_F(ClockEnable, DisableWaitsForTheOuterCallbackOfNestedPasses)
 TEST_F(ClockEnable, EnablingNeverBlocks)
 {
     Blocker b;
-    HeapTimer t(&g.tlg, [&] { b.Block(); }, QEMU_CLOCK_HOST);
+    HeapTimer t(
+        &g.tlg, [&] { b.Block(); }, QEMU_CLOCK_HOST);
 
     timer_mod(t, clock.Now());
     std::thread runner([&] { timerlist_run_timers(list()); });
@@ -204,12 +216,15 @@ TEST_F(ClockEnable, NoCallbackRunsOnceDisabled)
 
     SetTimeLimit(100);
     for (int i = 0; i < kLists; i++) {
-        timers.push_back(std::make_unique<HeapTimer>(&groups[i].tlg, [&, i] {
-            inside++;
-            fired++;
-            timer_mod(*timers[i], 0);
-            inside--;
-        }, QEMU_CLOCK_HOST));
+        timers.push_back(std::make_unique<HeapTimer>(
+            &groups[i].tlg,
+            [&, i] {
+                inside++;
+                fired++;
+                timer_mod(*timers[i], 0);
+                inside--;
+            },
+            QEMU_CLOCK_HOST));
     }
     RunThreads(kLists + 1, [&](int i) {
         if (i < kLists) {
@@ -244,7 +259,8 @@ TEST_F(ClockEnable, ListsMayComeAndGoMeanwhile)
         if (i == 0) {
             for (int n = 0; n < kRounds; n++) {
                 TestGroup group;
-                HeapTimer t(&group.tlg, [] {}, QEMU_CLOCK_HOST);
+                HeapTimer t(
+                    &group.tlg, [] {}, QEMU_CLOCK_HOST);
 
                 timer_mod(t, 0);
                 timerlist_run_timers(group.list(QEMU_CLOCK_HOST));

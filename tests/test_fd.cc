@@ -71,15 +71,17 @@ TEST_P(Fd, WriteHandlerAndHangUp)
 
     ASSERT_EQ(aio_set_fd_handler(
                   ctx, s.a, [](void *o) { ++*static_cast<Both *>(o)->r; },
-                  [](void *o) { ++*static_cast<Both *>(o)->w; }, nullptr, nullptr, &both), 0);
+                  [](void *o) { ++*static_cast<Both *>(o)->w; }, nullptr, nullptr, &both),
+              0);
     while (!writable) {
         aio_poll(ctx, true);
     }
     EXPECT_EQ(readable, 0);
     /* Only reading from now on: the change takes effect although the fd stays writable. */
     ASSERT_EQ(aio_set_fd_handler(
-                  ctx, s.a, [](void *o) { ++*static_cast<Both *>(o)->r; }, nullptr, nullptr, nullptr,
-                  &both), 0);
+                  ctx, s.a, [](void *o) { ++*static_cast<Both *>(o)->r; }, nullptr, nullptr,
+                  nullptr, &both),
+              0);
     aio_poll(ctx, false);
     aio_poll(ctx, false);
     int before = writable;
@@ -98,11 +100,14 @@ TEST_P(Fd, AddingAWriteHandlerToAWatchedFdTakesEffect)
     SocketPair s;
     int writable = 0;
 
-    ASSERT_EQ(aio_set_fd_handler(ctx, s.a, [](void *) {}, nullptr, nullptr, nullptr, &writable), 0);
+    ASSERT_EQ(aio_set_fd_handler(
+                  ctx, s.a, [](void *) {}, nullptr, nullptr, nullptr, &writable),
+              0);
     EXPECT_FALSE(aio_poll(ctx, false)); /* the poll for reading is in the kernel now */
     ASSERT_EQ(aio_set_fd_handler(
-                  ctx, s.a, [](void *) {}, [](void *o) { ++*static_cast<int *>(o); }, nullptr, nullptr,
-                  &writable), 0);
+                  ctx, s.a, [](void *) {}, [](void *o) { ++*static_cast<int *>(o); }, nullptr,
+                  nullptr, &writable),
+              0);
     while (!writable) {
         aio_poll(ctx, true);
     }

@@ -67,7 +67,7 @@ TEST_P(Header, IncludesNeitherLiburcuNorLiburingNorAtomics)
     CommandResult r = Compile(TEST_CC " -std=gnu11 -M", ".c");
     ASSERT_EQ(r.status, 0) << r.output;
     ASSERT_NE(r.output.find("aioctx/" + GetParam() + ".h"), std::string::npos) << r.output;
-    for (const char *part : {"urcu", "liburing", "stdatomic", "_int.h"}) {
+    for (const char *part : { "urcu", "liburing", "stdatomic", "_int.h" }) {
         EXPECT_EQ(r.output.find(part), std::string::npos) << part << " in " << r.output;
     }
     EXPECT_EQ(ReadFile(kInclude + "/aioctx/" + GetParam() + ".h").find("_Atomic"),

@@ -36,7 +36,7 @@ TEST(Hist, CountersCoverTheRangeWithoutGapOrOverlap)
         ASSERT_EQ(hist_index(end), i);
         begin = end + 1;
     }
-    EXPECT_EQ(begin, uint64_t{1} << HIST_RANGE_BITS);
+    EXPECT_EQ(begin, uint64_t{ 1 } << HIST_RANGE_BITS);
 }
 
 TEST(Hist, CountersAreNoWiderThanOne128thOfTheirValues)
@@ -81,7 +81,7 @@ TEST(Hist, PercentilesAreWithinOneCounterOfTheExactOnes)
         hist_record(h.get(), static_cast<int64_t>(values.back()));
     }
     EXPECT_EQ(hist_total(h.get()), values.size());
-    for (unsigned per_100k : {1u, 1000u, 50000u, 90000u, 99000u, 99900u, 99999u}) {
+    for (unsigned per_100k : { 1u, 1000u, 50000u, 90000u, 99000u, 99900u, 99999u }) {
         uint64_t exact = ExactPercentile(values, per_100k),
                  got = hist_percentile(h.get(), per_100k);
         EXPECT_GE(got, exact) << per_100k;

@@ -146,7 +146,7 @@ TEST_F(Install, HeadersArePublicOnesOnly)
 
 TEST_F(Install, ToolsStart)
 {
-    for (const char *tool : {"aioctx-blk", "aioctx-stress"}) {
+    for (const char *tool : { "aioctx-blk", "aioctx-stress" }) {
         CommandResult r = RunCommand("LD_LIBRARY_PATH=" + prefix_ + "/lib " + prefix_ + "/bin/" +
                                      tool + " --help");
         EXPECT_EQ(r.status, 0) << r.output;

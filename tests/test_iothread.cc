@@ -127,12 +127,12 @@ TEST_P(IOThreads, DestroyDisarmsTimersWhichMayBeFreedAfterwards)
     opts.context.monitor = GetParam();
     IOThread *io = iothread_new("timers", &opts);
     Call never{ [] { ADD_FAILURE(); } };
-    QEMUTimer *ts = aio_timer_new(iothread_get_aio_context(io), QEMU_CLOCK_REALTIME, SCALE_MS, Call::Run,
-                                  &never);
+    QEMUTimer *ts = aio_timer_new(iothread_get_aio_context(io), QEMU_CLOCK_REALTIME, SCALE_MS,
+                                  Call::Run, &never);
     QEMUTimer embedded;
 
-    aio_timer_init(iothread_get_aio_context(io), &embedded, QEMU_CLOCK_REALTIME, SCALE_MS, Call::Run,
-                   &never);
+    aio_timer_init(iothread_get_aio_context(io), &embedded, QEMU_CLOCK_REALTIME, SCALE_MS,
+                   Call::Run, &never);
     timer_mod(ts, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 100000);
     timer_mod(&embedded, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 100000);
     ASSERT_EQ(iothread_destroy(io), 0);
@@ -186,14 +186,16 @@ TEST_P(IOThreads, DestroyBelowACallbackDoesNotWait)
 TEST_P(IOThreads, DestroyOfItselfAborts)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_DEATH({
-        IOThreadOptions opts = {};
-        opts.context.monitor = GetParam();
-        static IOThread *io = iothread_new("self", &opts);
-        aio_bh_schedule_oneshot(iothread_get_aio_context(io), [](void *) { iothread_destroy(io); },
-                                nullptr);
-        sleep(5);
-    }, "cannot wait for itself");
+    EXPECT_DEATH(
+        {
+            IOThreadOptions opts = {};
+            opts.context.monitor = GetParam();
+            static IOThread *io = iothread_new("self", &opts);
+            aio_bh_schedule_oneshot(
+                iothread_get_aio_context(io), [](void *) { iothread_destroy(io); }, nullptr);
+            sleep(5);
+        },
+        "cannot wait for itself");
 }
 
 TEST_P(IOThreads, StopThenJoinThenDestroy)
@@ -247,14 +249,20 @@ TEST(IOThreadOps, DestroyWaitsForOperationsThenCancelsAndNamesThem)
 
     recv.fd = s.a;
     recv.handler.cb = [](CqeHandler *h) { reinterpret_cast<Recv *>(h)->calls++; };
-    aio_bh_schedule_oneshot(iothread_get_aio_context(io), [](void *o) {
-        Recv *r = static_cast<Recv *>(o);
-        EXPECT_EQ(aio_add_sqe([](struct io_uring_sqe *sqe, void *p) {
-            Recv *rr = static_cast<Recv *>(p);
-            io_uring_prep_recv(sqe, rr->fd, &rr->c, 1, 0);
-        }, r, &r->handler), 0);
-        r->submitted = 1;
-    }, &recv);
+    aio_bh_schedule_oneshot(
+        iothread_get_aio_context(io),
+        [](void *o) {
+            Recv *r = static_cast<Recv *>(o);
+            EXPECT_EQ(aio_add_sqe(
+                          [](struct io_uring_sqe *sqe, void *p) {
+                              Recv *rr = static_cast<Recv *>(p);
+                              io_uring_prep_recv(sqe, rr->fd, &rr->c, 1, 0);
+                          },
+                          r, &r->handler),
+                      0);
+            r->submitted = 1;
+        },
+        &recv);
     ASSERT_TRUE(WaitUntil([&] { return recv.submitted == 1; }));
     testing::internal::CaptureStderr();
     EXPECT_EQ(iothread_destroy(io), 0);

@@ -219,8 +219,8 @@ TEST_P(Loop, SignalEndsABlockingPollWithoutProgress)
             pthread_kill(self, SIGUSR1);
         }
     });
-    /* They may come before, in and after the sleep, and two may merge: each must let a poll return, or
-     * this hangs once the last one has come. */
+    /* They may come before, in and after the sleep, and two may merge: each must let a poll return,
+     * or this hangs once the last one has come. */
     for (int seen = 0; !finished || seen < caught; seen = caught) {
         aio_poll(ctx, true);
         ASSERT_LT(ctx.Stats().iterations, 100000u) << "the loop spins";
@@ -313,10 +313,14 @@ TEST_P(Loop, EventNotifierHandlerRunsAndClears)
 
     calls = 0;
     ASSERT_EQ(event_notifier_init(&e, 0), 0);
-    ASSERT_EQ(aio_set_event_notifier(ctx, &e, [](EventNotifier *n) {
-        EXPECT_EQ(n, &e);
-        calls += event_notifier_test_and_clear(n);
-    }, nullptr, nullptr), 0);
+    ASSERT_EQ(aio_set_event_notifier(
+                  ctx, &e,
+                  [](EventNotifier *n) {
+                      EXPECT_EQ(n, &e);
+                      calls += event_notifier_test_and_clear(n);
+                  },
+                  nullptr, nullptr),
+              0);
     EXPECT_FALSE(aio_poll(ctx, false));
     EXPECT_EQ(event_notifier_set(&e), 0);
     EXPECT_EQ(event_notifier_set(&e), 0);
@@ -433,20 +437,24 @@ TEST_P(Loop, ThreadThatExitsClosesItsZombies)
 TEST_P(Loop, SecondPollerAborts)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_DEATH({
-        ScopedContext ctx(GetParam());
-        std::thread([&] { aio_poll(ctx, false); }).join();
-    }, "home is another thread");
+    EXPECT_DEATH(
+        {
+            ScopedContext ctx(GetParam());
+            std::thread([&] { aio_poll(ctx, false); }).join();
+        },
+        "home is another thread");
 }
 
 TEST_P(Loop, PollInsideAReadSectionAborts)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
-    EXPECT_DEATH({
-        ScopedContext ctx(GetParam());
-        aio_rcu_read_lock();
-        aio_poll(ctx, false);
-    }, "RCU read section");
+    EXPECT_DEATH(
+        {
+            ScopedContext ctx(GetParam());
+            aio_rcu_read_lock();
+            aio_poll(ctx, false);
+        },
+        "RCU read section");
 }
 
 TEST_P(Loop, UseInAForkedChildAborts)

@@ -16,8 +16,9 @@ struct Op {
     }
     int Add()
     {
-        return aio_add_sqe([](struct io_uring_sqe *sqe, void *o) { static_cast<Op *>(o)->prep(sqe); },
-                           this, &handler);
+        return aio_add_sqe(
+            [](struct io_uring_sqe *sqe, void *o) { static_cast<Op *>(o)->prep(sqe); }, this,
+            &handler);
     }
 };
 
@@ -99,7 +100,9 @@ TEST_F(Ops, CompletionQueueOverflowLosesNothing)
     int done = 0;
 
     for (size_t i = 0; i < ops.size(); i++) {
-        ops[i].prep = [&, i](struct io_uring_sqe *sqe) { io_uring_prep_recv(sqe, s.a, &bytes[i], 1, 0); };
+        ops[i].prep = [&, i](struct io_uring_sqe *sqe) {
+            io_uring_prep_recv(sqe, s.a, &bytes[i], 1, 0);
+        };
         ASSERT_EQ(ops[i].Add(), 0);
     }
     aio_poll(ctx, false);
@@ -115,7 +118,8 @@ TEST_F(Ops, CompletionQueueOverflowLosesNothing)
     }
 }
 
-/* Making room in a full queue for the loop's own requests reaps completions: it must not sleep then. */
+/* Making room in a full queue for the loop's own requests reaps completions: it must not sleep
+ * then. */
 TEST_F(Ops, FullQueueAtTheWaitDoesNotSleepOnCompletions)
 {
     for (int n = 120; n <= 136; n++) { /* 128 entries */
@@ -246,8 +250,9 @@ TEST_F(Ops, NestedPollInACompletionGoesOn)
     depth = done = 0;
     for (Nest &n : nest) {
         n.handler.cb = Nest::Cb;
-        ASSERT_EQ(aio_add_sqe([](struct io_uring_sqe *sqe, void *) { io_uring_prep_nop(sqe); }, nullptr,
-                              &n.handler), 0);
+        ASSERT_EQ(aio_add_sqe([](struct io_uring_sqe *sqe, void *) { io_uring_prep_nop(sqe); },
+                              nullptr, &n.handler),
+                  0);
     }
     while (done < 20) {
         aio_poll(ctx, true);

@@ -206,6 +206,16 @@ TEST(QueueDeathTest, VerifyFindsFaults)
         timer_queue_insert(&q, &t[i]);
     }
     ASSERT_EQ(timer_queue_verify(&q), 3u);
-    EXPECT_DEATH({ t[1].expire_time = 5; timer_queue_verify(&q); }, "aioctx: ");
-    EXPECT_DEATH({ q.min = &t[2]; timer_queue_verify(&q); }, "aioctx: ");
+    EXPECT_DEATH(
+        {
+            t[1].expire_time = 5;
+            timer_queue_verify(&q);
+        },
+        "aioctx: ");
+    EXPECT_DEATH(
+        {
+            q.min = &t[2];
+            timer_queue_verify(&q);
+        },
+        "aioctx: ");
 }

@@ -88,8 +88,8 @@ TEST(Symbols, AreExactlyWhatThePublicHeadersDeclare)
 
     EXPECT_EQ(versions, "AIOCTX_0");
     /* The parse itself: one of each kind that must be, and one that must not be, in it. */
-    for (const char *name : {"timer_mod", "main_loop_tlg", "iothread_new", "aio_context_new",
-                             "qemu_poll_ns", "blk_drained_end"}) {
+    for (const char *name : { "timer_mod", "main_loop_tlg", "iothread_new", "aio_context_new",
+                              "qemu_poll_ns", "blk_drained_end" }) {
         EXPECT_TRUE(declared.count(name)) << name;
     }
     EXPECT_FALSE(declared.count("qemu_soonest_timeout"));

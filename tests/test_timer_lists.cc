@@ -215,7 +215,8 @@ TEST_F(TimerList, LookingAndRunningDoNotNotify)
     timerlistgroup_deadline_ns(&g.tlg);
     qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME, QEMU_TIMER_ATTR_ALL);
     qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-    timerlist_walk(g.list(), [](const QEMUTimerInfo *, void *) { return true; }, nullptr);
+    timerlist_walk(
+        g.list(), [](const QEMUTimerInfo *, void *) { return true; }, nullptr);
     EXPECT_TRUE(Run());
     EXPECT_EQ(g.notified(), n);
     timerlist_notify(g.list());
@@ -232,14 +233,17 @@ TEST(TimerListNotify, ComesWithoutTheListsLockInsideAReadSection)
         bool in_section, deleted;
     } s = {};
 
-    s.tl = timerlist_new(QEMU_CLOCK_REALTIME, [](void *opaque, QEMUClockType type) {
-        State *st = static_cast<State *>(opaque);
+    s.tl = timerlist_new(
+        QEMU_CLOCK_REALTIME,
+        [](void *opaque, QEMUClockType type) {
+            State *st = static_cast<State *>(opaque);
 
-        EXPECT_EQ(type, QEMU_CLOCK_REALTIME);
-        st->in_section = aio_rcu_read_ongoing();
-        st->seen = timer_expire_time_ns(st->ts);
-        st->deleted = timer_del(st->ts); /* would hang on a lock that is held */
-    }, &s);
+            EXPECT_EQ(type, QEMU_CLOCK_REALTIME);
+            st->in_section = aio_rcu_read_ongoing();
+            st->seen = timer_expire_time_ns(st->ts);
+            st->deleted = timer_del(st->ts); /* would hang on a lock that is held */
+        },
+        &s);
     ASSERT_NE(s.tl, nullptr);
     QEMUTimerListGroup group = {};
     group.tl[QEMU_CLOCK_REALTIME] = s.tl;
@@ -308,7 +312,8 @@ TEST_F(TimerList, GroupTakesTheSoonestOfItsClocks)
 {
     FakeClock host(QEMU_CLOCK_HOST, 5000000);
     HeapTimer a(&g.tlg, [&] { order.push_back(1); });
-    HeapTimer b(&g.tlg, [&] { order.push_back(2); }, QEMU_CLOCK_HOST);
+    HeapTimer b(
+        &g.tlg, [&] { order.push_back(2); }, QEMU_CLOCK_HOST);
 
     EXPECT_EQ(timerlistgroup_deadline_ns(&g.tlg), -1);
     timer_mod(a, clock.Now() + 70);
@@ -345,7 +350,8 @@ TEST_F(TimerList, WalkShowsEveryTimerFromNew)
     QEMUTimer embedded;
 
     New([] {});
-    timer_init_full(&embedded, &g.tlg, QEMU_CLOCK_REALTIME, 1, 0, [](void *) {}, nullptr);
+    timer_init_full(
+        &embedded, &g.tlg, QEMU_CLOCK_REALTIME, 1, 0, [](void *) {}, nullptr);
     timer_set_name(a, "tick");
     timer_set_name(b, "tock");
     timer_mod(a, 5);
@@ -367,10 +373,14 @@ TEST_F(TimerList, WalkStopsWhenTold)
 
     New([] {});
     New([] {});
-    EXPECT_EQ(timerlist_walk(g.list(), [](const QEMUTimerInfo *, void *opaque) {
-        ++*static_cast<int *>(opaque);
-        return false;
-    }, &n), 1u);
+    EXPECT_EQ(timerlist_walk(
+                  g.list(),
+                  [](const QEMUTimerInfo *, void *opaque) {
+                      ++*static_cast<int *>(opaque);
+                      return false;
+                  },
+                  &n),
+              1u);
     EXPECT_EQ(n, 1);
 }
 

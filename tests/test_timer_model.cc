@@ -21,9 +21,9 @@ protected:
     TimerModel() : rng(GetParam())
     {
         for (int i = 0; i < kTimers; i++) {
-            timers.push_back(std::make_unique<HeapTimer>(&g.tlg, [this, i] { Fired(i); },
-                                                         QEMU_CLOCK_REALTIME, SCALE_NS,
-                                                         i % 5 ? 0 : QEMU_TIMER_ATTR_EXTERNAL));
+            timers.push_back(std::make_unique<HeapTimer>(
+                &g.tlg, [this, i] { Fired(i); }, QEMU_CLOCK_REALTIME, SCALE_NS,
+                i % 5 ? 0 : QEMU_TIMER_ATTR_EXTERNAL));
         }
     }
 
@@ -82,11 +82,14 @@ protected:
 
         ops++;
         switch (rng() % 6) {
-        case 0: case 1: case 2:
+        case 0:
+        case 1:
+        case 2:
             ASSERT_TRUE(timer_mod(*timers[i], deadline));
             ModelArm(i, ns);
             break;
-        case 3: case 4: {
+        case 3:
+        case 4: {
             bool moves = !was_armed || ns < at[i], stays_due = moves && due.count(i);
 
             ASSERT_EQ(timer_mod_anticipate(*timers[i], deadline), moves);
@@ -133,8 +136,9 @@ protected:
 
     void Pass()
     {
-        for (auto it = order.begin(); it != order.end() && due.size() < TIMERLIST_BUDGET &&
-                                      it->first.first <= clock.Now(); ++it) {
+        for (auto it = order.begin();
+             it != order.end() && due.size() < TIMERLIST_BUDGET && it->first.first <= clock.Now();
+             ++it) {
             due.insert(it->second);
         }
         bool any = !due.empty();

@@ -12,12 +12,13 @@
 class Runner
 {
 public:
-    explicit Runner(TestGroup &g) : thread_([this, &g] {
-        while (!stop_) {
-            timerlistgroup_run_timers(&g.tlg);
-            std::this_thread::yield();
-        }
-    })
+    explicit Runner(TestGroup &g)
+        : thread_([this, &g] {
+              while (!stop_) {
+                  timerlistgroup_run_timers(&g.tlg);
+                  std::this_thread::yield();
+              }
+          })
     {
     }
     ~Runner()
@@ -286,8 +287,9 @@ TEST(TimerRace, ModInAReadSectionBesideFree)
     std::atomic<long> fired{ 0 };
     std::atomic<bool> stop{ false };
     auto make = [&] {
-        return timer_new_full(&g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
-                              [](void *o) { ++*static_cast<std::atomic<long> *>(o); }, &fired);
+        return timer_new_full(
+            &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
+            [](void *o) { ++*static_cast<std::atomic<long> *>(o); }, &fired);
     };
 
     cur = make();
@@ -419,9 +421,9 @@ TEST(TimerRace, EmbedArmDeinitSyncOverAndOver)
             auto o = std::make_unique<Object>();
 
             o->fired = &fired;
-            timer_init_full(&o->ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *opaque) {
-                ++*static_cast<Object *>(opaque)->fired;
-            }, o.get());
+            timer_init_full(
+                &o->ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
+                [](void *opaque) { ++*static_cast<Object *>(opaque)->fired; }, o.get());
             timer_mod(&o->ts, RealNow() + rng() % 20000);
             for (unsigned spin = rng() % 2000; spin > 0; spin--) {
                 timer_pending(&o->ts);
@@ -473,12 +475,15 @@ TEST(TimerRace, CallbackMayFreeTheTimerThatDelSyncWaitsFor)
             std::atomic<bool> *running;
         } args{ &ts, &running };
 
-        ts = timer_new_full(&g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *o) {
-            Args *a = static_cast<Args *>(o);
-            *a->running = true;
-            usleep(2000);
-            timer_free(*a->ts);
-        }, &args);
+        ts = timer_new_full(
+            &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
+            [](void *o) {
+                Args *a = static_cast<Args *>(o);
+                *a->running = true;
+                usleep(2000);
+                timer_free(*a->ts);
+            },
+            &args);
         timer_mod(ts, 0);
         ASSERT_TRUE(WaitUntil([&] { return running.load(); }));
         EXPECT_EQ(timer_del_sync(ts), 0);
@@ -506,7 +511,8 @@ TEST(TimerRace, DeinitSyncWaitsForACallbackThatArmsItsTimerAgain)
         };
         auto p = std::make_unique<Periodic>();
 
-        timer_init_full(&p->timer, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, Periodic::Fire, p.get());
+        timer_init_full(&p->timer, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, Periodic::Fire,
+                        p.get());
         timer_mod(&p->timer, 0);
         ASSERT_TRUE(WaitUntil([&] { return p->calls > 0; }));
         EXPECT_EQ(timer_deinit_sync(&p->timer), 0);

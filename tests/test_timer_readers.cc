@@ -34,7 +34,8 @@ TEST(TimerReader, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
         EXPECT_TRUE(timer_pending(t));
         EXPECT_FALSE(timer_expired(t, 0));
         EXPECT_GT(timer_expire_time_ns(t), 0);
-        EXPECT_EQ(timerlist_walk(tl, [](const QEMUTimerInfo *, void *) { return true; }, nullptr),
+        EXPECT_EQ(timerlist_walk(
+                      tl, [](const QEMUTimerInfo *, void *) { return true; }, nullptr),
                   1u);
         EXPECT_FALSE(timerlist_run_timers(tl)) << "nothing is due";
         done = true;
@@ -82,9 +83,12 @@ public:
     SleepingLoop()
     {
         EXPECT_EQ(event_notifier_init(&wake_, 0), 0);
-        tl_ = timerlist_new(QEMU_CLOCK_REALTIME, [](void *opaque, QEMUClockType) {
-            event_notifier_set(&static_cast<SleepingLoop *>(opaque)->wake_);
-        }, this);
+        tl_ = timerlist_new(
+            QEMU_CLOCK_REALTIME,
+            [](void *opaque, QEMUClockType) {
+                event_notifier_set(&static_cast<SleepingLoop *>(opaque)->wake_);
+            },
+            this);
         group.tl[QEMU_CLOCK_REALTIME] = tl_;
         thread_ = std::thread([this] {
             while (!stop_) {
@@ -154,8 +158,8 @@ TEST(TimerReader, ReadersNeverLookIntoReusedMemory)
             for (int n = 0; n < kRounds; n++) {
                 QEMUTimer *ts = new QEMUTimer;
 
-                timer_init_full(ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {},
-                                nullptr);
+                timer_init_full(
+                    ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
                 timer_mod(ts, RealNow() + INT64_C(1000) * SCALE_MS);
                 timer_mod(ts, RealNow() + INT64_C(2000) * SCALE_MS);
                 timer_deinit(ts);
@@ -165,9 +169,9 @@ TEST(TimerReader, ReadersNeverLookIntoReusedMemory)
             stop = true;
         }
         while (!stop) {
-            int64_t ns = i == 1 ? timerlist_deadline_ns(g.list())
-                                : qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME,
-                                                             QEMU_TIMER_ATTR_ALL);
+            int64_t ns = i == 1
+                             ? timerlist_deadline_ns(g.list())
+                             : qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME, QEMU_TIMER_ATTR_ALL);
 
             if (ns < -1 || ns > INT64_C(2000) * SCALE_MS) {
                 wrong = ns;
@@ -197,13 +201,16 @@ TEST(TimerReader, WalkSeesOnlyTimersThatAreThere)
         }
         while (!stop) {
             int seen = 0;
-            unsigned n = timerlist_walk(g.list(), [](const QEMUTimerInfo *info, void *opaque) {
-                std::string name = info->name ? info->name : "goes";
+            unsigned n = timerlist_walk(
+                g.list(),
+                [](const QEMUTimerInfo *info, void *opaque) {
+                    std::string name = info->name ? info->name : "goes";
 
-                EXPECT_TRUE(name == "goes" || name == "stays") << name;
-                *static_cast<int *>(opaque) += name == "stays";
-                return true;
-            }, &seen);
+                    EXPECT_TRUE(name == "goes" || name == "stays") << name;
+                    *static_cast<int *>(opaque) += name == "stays";
+                    return true;
+                },
+                &seen);
 
             EXPECT_GE(n, 1u);
             EXPECT_EQ(seen, 1);

@@ -126,7 +126,8 @@ TEST_F(Timer, DeadlineBelowZeroCountsAsZero)
 
 TEST_F(Timer, DeadlinesSaturate)
 {
-    HeapTimer ns(&g.tlg, [] {}), ms(&g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_MS);
+    HeapTimer ns(&g.tlg, [] {}), ms(
+                                     &g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_MS);
 
     timer_mod(ns, INT64_MAX);
     EXPECT_EQ(timer_expire_time_ns(ns), INT64_MAX - 1);
@@ -145,9 +146,12 @@ TEST_F(Timer, DeadlinesSaturate)
 
 TEST_F(Timer, ScalesMultiply)
 {
-    HeapTimer ms(&g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_MS);
-    HeapTimer us(&g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_US);
-    HeapTimer odd(&g.tlg, [] {}, QEMU_CLOCK_REALTIME, 7);
+    HeapTimer ms(
+        &g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_MS);
+    HeapTimer us(
+        &g.tlg, [] {}, QEMU_CLOCK_REALTIME, SCALE_US);
+    HeapTimer odd(
+        &g.tlg, [] {}, QEMU_CLOCK_REALTIME, 7);
 
     timer_mod(ms, 3);
     EXPECT_EQ(timer_expire_time_ns(ms), 3000000);
@@ -458,14 +462,17 @@ TEST_F(Timer, CallbackMayDeinitAndFreeItsOwner)
     bool ran = false;
     Owner *o = new Owner{ {}, &ran };
 
-    timer_init_full(&o->ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *opaque) {
-        Owner *me = static_cast<Owner *>(opaque);
+    timer_init_full(
+        &o->ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
+        [](void *opaque) {
+            Owner *me = static_cast<Owner *>(opaque);
 
-        *me->ran = true;
-        timer_deinit(&me->ts);
-        memset(&me->ts, 0xa5, sizeof(me->ts));
-        delete me;
-    }, o);
+            *me->ran = true;
+            timer_deinit(&me->ts);
+            memset(&me->ts, 0xa5, sizeof(me->ts));
+            delete me;
+        },
+        o);
     timer_mod(&o->ts, clock.Now());
     EXPECT_TRUE(Run());
     EXPECT_TRUE(ran);
@@ -554,7 +561,16 @@ TEST(TimerDeathTest, WaitingInsideAReadSectionAborts)
     TestGroup g;
     HeapTimer t(&g.tlg, [] {});
 
-    EXPECT_DEATH({ aio_rcu_read_lock(); timer_del_sync(t); }, "aioctx: timer_del_sync: ");
-    EXPECT_DEATH({ aio_rcu_read_lock(); qemu_clock_enable(QEMU_CLOCK_HOST, false); },
-                 "aioctx: qemu_clock_enable: ");
+    EXPECT_DEATH(
+        {
+            aio_rcu_read_lock();
+            timer_del_sync(t);
+        },
+        "aioctx: timer_del_sync: ");
+    EXPECT_DEATH(
+        {
+            aio_rcu_read_lock();
+            qemu_clock_enable(QEMU_CLOCK_HOST, false);
+        },
+        "aioctx: qemu_clock_enable: ");
 }

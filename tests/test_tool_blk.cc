@@ -85,19 +85,19 @@ TEST(ToolBlk, HelpNamesEveryOption)
     CommandResult r = Blk("--help");
 
     EXPECT_EQ(r.status, 0);
-    for (const char *name : {"file",        "backend",
-                             "size",        "create",
-                             "direct",      "iothreads",
-                             "rw",          "rwmixread",
-                             "bs",          "iodepth",
-                             "rate",        "deadline",
-                             "verify",      "verify-errors-max",
-                             "layout",      "expect-pattern",
-                             "runtime",     "ios",
-                             "seed",        "fsync",
-                             "monitor",     "json",
-                             "no-progress", "help",
-                             "version"}) {
+    for (const char *name : { "file",        "backend",
+                              "size",        "create",
+                              "direct",      "iothreads",
+                              "rw",          "rwmixread",
+                              "bs",          "iodepth",
+                              "rate",        "deadline",
+                              "verify",      "verify-errors-max",
+                              "layout",      "expect-pattern",
+                              "runtime",     "ios",
+                              "seed",        "fsync",
+                              "monitor",     "json",
+                              "no-progress", "help",
+                              "version" }) {
         EXPECT_NE(r.output.find(std::string("--") + name), std::string::npos) << name;
     }
     EXPECT_NE(r.output.find("Exit status"), std::string::npos);
@@ -223,7 +223,7 @@ TEST(ToolBlk, EveryMonitorRunsTheNullBackend)
         if (!MonitorWorks(monitor)) {
             continue;
         }
-        for (const char *rate : {"", " --rate 20k"}) {
+        for (const char *rate : { "", " --rate 20k" }) {
             CommandResult r = Blk(
                 std::string("--backend null:// --rw randrw --ios 2000 --deadline 10s --monitor ") +
                 monitor + rate);
@@ -239,7 +239,7 @@ TEST(ToolBlk, TableHasARowForEachIothread)
     CommandResult r = Blk("--backend null:// --iothreads 3 --ios 300");
 
     EXPECT_EQ(r.status, 0) << r.output;
-    for (const char *name : {"io0", "io1", "io2", "total"}) {
+    for (const char *name : { "io0", "io1", "io2", "total" }) {
         EXPECT_EQ(CountRows(r.output, name), 1) << name << "\n" << r.output;
     }
     EXPECT_EQ(CountRows(r.output, "io3"), 0) << r.output;
@@ -260,7 +260,7 @@ TEST(ToolBlk, NoProgressLineWhereStderrIsNoTerminal)
 TEST(ToolBlk, IosAreExact)
 {
     for (const char *how :
-         {"", " --rate 50k", " --iothreads 3", " --iothreads 3 --rate 50k", " --iodepth 1"}) {
+         { "", " --rate 50k", " --iothreads 3", " --iothreads 3 --rate 50k", " --iodepth 1" }) {
         CommandResult r =
             Blk(std::string("--backend null:// --rw randrw --ios 1001 --json - 2>/dev/null") + how);
         double reads = JsonNumber(r.output, "\"total\"", "reads");
@@ -317,7 +317,7 @@ TEST(ToolBlk, BacklogIsReported)
 
 TEST(ToolBlk, MissedDeadlinesAreCountedAndNoError)
 {
-    for (const char *how : {"", " --rate 1000"}) {
+    for (const char *how : { "", " --rate 1000" }) {
         CommandResult r =
             Blk(std::string("--backend 'null://?latency-ns=30000000000' --deadline 5ms --ios 64 "
                             "--json - 2>/dev/null") +
@@ -355,8 +355,8 @@ TEST(ToolBlk, FlushFollowsEveryNthWrite)
 TEST(ToolBlk, VerifyRoundTripFindsNoMismatch)
 {
     SKIP_WITHOUT_FILES();
-    for (const char *how : {"", " --rate 20k", " --rate 20k --deadline 2ms",
-                            " --bs 16k --iodepth 4", " --rw rw", " --fsync 8"}) {
+    for (const char *how : { "", " --rate 20k", " --rate 20k --deadline 2ms",
+                             " --bs 16k --iodepth 4", " --rw rw", " --fsync 8" }) {
         ScratchDir dir;
         CommandResult r = Blk("--file " + dir / "disk" +
                               " --create --size 4M --iothreads 2 --iodepth 8 "
@@ -529,9 +529,9 @@ TEST(ToolBlk, JsonIsValidAndHasTheTablesNumbers)
     std::string json = ReadFile(dir / "r.json");
 
     for (const char *key :
-         {"status", "config", "backend", "iothreads", "rate", "deadline_ns", "latency", "p999_ns",
-          "timer_lateness", "missed", "cancelled", "late", "syscalls_per_io", "wakeups_sent",
-          "wakeups_saved", "iops", "mib_per_s", "total"}) {
+         { "status", "config", "backend", "iothreads", "rate", "deadline_ns", "latency", "p999_ns",
+           "timer_lateness", "missed", "cancelled", "late", "syscalls_per_io", "wakeups_sent",
+           "wakeups_saved", "iops", "mib_per_s", "total" }) {
         EXPECT_NE(json.find(std::string("\"") + key + "\": "), std::string::npos) << key;
     }
     EXPECT_NE(json.find("\"status\": \"ok\""), std::string::npos);
@@ -681,11 +681,11 @@ private:
 TEST(ToolBlk, ProgressLineShowsOnATerminalAndIsWipedAtTheEnd)
 {
     ScratchDir dir;
-    OnTerminal run({"--backend", "null://", "--rate", "1000", "--runtime", "1s"}, dir / "out");
+    OnTerminal run({ "--backend", "null://", "--rate", "1000", "--runtime", "1s" }, dir / "out");
 
     EXPECT_TRUE(run.Shows(" s left")) << run.seen();
     EXPECT_EQ(run.Wait(), 0);
-    for (const char *part : {" IOPS, ", " MiB/s, ", "p50 ", "p99 ", " missed, "}) {
+    for (const char *part : { " IOPS, ", " MiB/s, ", "p50 ", "p99 ", " missed, " }) {
         EXPECT_NE(run.seen().find(part), std::string::npos) << part << "\n" << run.seen();
     }
     EXPECT_EQ(run.seen().substr(run.seen().size() - 4), "\r\033[K");
@@ -696,7 +696,7 @@ TEST(ToolBlk, NoProgressOptionKeepsTheTerminalEmpty)
 {
     ScratchDir dir;
     OnTerminal run(
-        {"--backend", "null://", "--rate", "1000", "--runtime", "700ms", "--no-progress"},
+        { "--backend", "null://", "--rate", "1000", "--runtime", "700ms", "--no-progress" },
         dir / "out");
 
     EXPECT_EQ(run.Wait(), 0);
@@ -705,10 +705,10 @@ TEST(ToolBlk, NoProgressOptionKeepsTheTerminalEmpty)
 
 TEST(ToolBlk, SignalEndsTheRunWithTheTable)
 {
-    for (int number : {SIGINT, SIGTERM}) {
+    for (int number : { SIGINT, SIGTERM }) {
         ScratchDir dir;
         OnTerminal run(
-            {"--backend", "null://", "--iothreads", "2", "--runtime", "1h", "--rate", "1000"},
+            { "--backend", "null://", "--iothreads", "2", "--runtime", "1h", "--rate", "1000" },
             dir / "out");
         ASSERT_TRUE(run.Shows(" s left")) << run.seen();
         run.Kill(number);
@@ -721,7 +721,7 @@ TEST(ToolBlk, SignalEndsTheRunWithTheTable)
 TEST(ToolBlk, SecondSignalQuitsAtOnce)
 {
     ScratchDir dir;
-    OnTerminal run({"--backend", "null://?latency-ns=3600000000000", "--runtime", "1h"},
+    OnTerminal run({ "--backend", "null://?latency-ns=3600000000000", "--runtime", "1h" },
                    dir / "out");
     int status = -1;
 

@@ -2,10 +2,11 @@
 /*
  * Clocks: where their time comes from, starting and stopping VIRTUAL, enabling and disabling.
  *
- * A lock-free reader meets two kinds of change.  The source is one RCU-protected pointer.  VIRTUAL's
- * state is read under a sequence lock: the writer makes `seq` odd, writes, makes it even; a reader
- * whose two looks at `seq` differ, or are odd, reads again.  The fields are stored with release and
- * loaded with acquire order, which keeps them between the two accesses to `seq` without fences.
+ * A lock-free reader meets two kinds of change.  The source is one RCU-protected pointer.
+ * VIRTUAL's state is read under a sequence lock: the writer makes `seq` odd, writes, makes it even;
+ * a reader whose two looks at `seq` differ, or are odd, reads again.  The fields are stored with
+ * release and loaded with acquire order, which keeps them between the two accesses to `seq` without
+ * fences.
  * Source: Boehm, "Can Seqlocks Get Along With Programming Language Memory Models?", 2012.
  */
 #include "timers/clock_int.h"
@@ -30,11 +31,11 @@ struct clock_source {
     AioRcuHead rcu;
 };
 
-#define CLOCK_INIT                                                                        \
-    {                                                                                     \
-        .enabled = true, .lists_lock = PTHREAD_MUTEX_INITIALIZER,                         \
+#define CLOCK_INIT \
+    { \
+        .enabled = true, .lists_lock = PTHREAD_MUTEX_INITIALIZER, \
         .disable_lock = PTHREAD_MUTEX_INITIALIZER, .wait_lock = PTHREAD_MUTEX_INITIALIZER, \
-        .pass_done = PTHREAD_COND_INITIALIZER,                                            \
+        .pass_done = PTHREAD_COND_INITIALIZER, \
     }
 
 static struct clock clocks[QEMU_CLOCK_MAX] = { CLOCK_INIT, CLOCK_INIT, CLOCK_INIT, CLOCK_INIT };
@@ -285,7 +286,7 @@ void qemu_clock_notify(QEMUClockType type)
     QEMUTimerList *tl;
 
     aio_rcu_read_lock();
-    for_each_list_rcu(tl, clock_of(type)) {
+    for_each_list_rcu (tl, clock_of(type)) {
         timerlist_notify(tl);
     }
     aio_rcu_read_unlock();
@@ -301,7 +302,7 @@ int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask)
         return -1;
     }
     aio_rcu_read_lock();
-    for_each_list_rcu(tl, clock) {
+    for_each_list_rcu (tl, clock) {
         for (int i = 0; i < CLASS_MAX; i++) {
             int64_t head = ld_seq(&tl->cls[i].head);
 
@@ -341,7 +342,7 @@ static bool any_pass_runs(struct clock *clock)
     bool found = false;
 
     aio_rcu_read_lock();
-    for_each_list_rcu(tl, clock) {
+    for_each_list_rcu (tl, clock) {
         found |= ld_seq(&tl->passes) > 0;
     }
     aio_rcu_read_unlock();
@@ -354,7 +355,7 @@ static QEMUTimerList *find_busy_list(struct clock *clock)
     QEMUTimerList *tl, *busy = NULL;
 
     aio_rcu_read_lock();
-    for_each_list_rcu(tl, clock) {
+    for_each_list_rcu (tl, clock) {
         if (tl->disabled_epoch == clock->disable_epoch) {
             continue;
         }

@@ -27,8 +27,8 @@ struct clock {
     pthread_mutex_t disable_lock; /* one disabler at a time; held while it waits */
     uint64_t disable_epoch;       /* under disable_lock */
     pthread_mutex_t wait_lock;
-    pthread_cond_t pass_done;     /* with wait_lock: some list's count reached zero */
-    unsigned disable_waiters;     /* atomic; written under wait_lock */
+    pthread_cond_t pass_done; /* with wait_lock: some list's count reached zero */
+    unsigned disable_waiters; /* atomic; written under wait_lock */
 };
 
 struct clock *clock_of(QEMUClockType type);

@@ -4,8 +4,8 @@
  *
  * A thread reads a timerfd armed far in the future with TFD_TIMER_CANCEL_ON_SET: the read ends with
  * ECANCELED at a step (timerfd_create(2)).  One thread for the process, started with the first HOST
- * timer, costs the loops neither an fd nor a system call.  Where it cannot be started, timers on HOST
- * work as before and a step is seen when the loop wakes next.
+ * timer, costs the loops neither an fd nor a system call.  Where it cannot be started, timers on
+ * HOST work as before and a step is seen when the loop wakes next.
  */
 #include "timers/clock_int.h"
 
@@ -35,7 +35,8 @@ static void *watch(void *arg)
     uint64_t expirations;
 
     pthread_setname_np(pthread_self(), "aioctx-clock");
-    while (read(fd, &expirations, sizeof(expirations)) >= 0 || errno == ECANCELED || errno == EINTR) {
+    while (read(fd, &expirations, sizeof(expirations)) >= 0 || errno == ECANCELED ||
+           errno == EINTR) {
         /* ECANCELED: a step since the last arming; it is armed all the same. */
         if (arm_far_in_the_future(fd) < 0 && errno != ECANCELED) {
             break;

@@ -13,11 +13,11 @@
  *             load S (notify_cb)   seq_cst   |            load both heads seq_cst
  *
  * One of the two sees the other.  The rule is per word: a word that moves forward is notified even
- * where the list's other word is sooner, since that one may move back before the sleeper loads it.  A
- * word that moves back is a release store, without a notify: a sleeper who misses it wakes early.
+ * where the list's other word is sooner, since that one may move back before the sleeper loads it.
+ * A word that moves back is a release store, without a notify: a sleeper who misses it wakes early.
  *
- * Lock order: a list's lock is innermost, but for a clock's wait_lock (never together).  No callback
- * is called under it.
+ * Lock order: a list's lock is innermost, but for a clock's wait_lock (never together).  No
+ * callback is called under it.
  */
 #ifndef TIMERS_LIST_INT_H
 #define TIMERS_LIST_INT_H
@@ -40,17 +40,18 @@ enum {
 
 /* A timer made by timer_new(). */
 struct heap_timer {
-    QEMUTimer timer; /* first */
-    const char *name;              /* atomic */
-    struct heap_timer *walk_next;  /* atomic, RCU: list->walk; written under the list's lock */
+    QEMUTimer timer;                /* first */
+    const char *name;               /* atomic */
+    struct heap_timer *walk_next;   /* atomic, RCU: list->walk; written under the list's lock */
     struct heap_timer **walk_pprev; /* under the list's lock */
     AioRcuHead rcu;
 };
 
 /*
- * Who waits until a callback has returned; lives on the waiter's stack, under the list's lock.  The runner
- * disarms the timer for the waiters when the callback has returned: at that moment it is neither armed
- * nor running.  A waiter does not touch the timer any more, which may have been freed.
+ * Who waits until a callback has returned; lives on the waiter's stack, under the list's lock.  The
+ * runner disarms the timer for the waiters when the callback has returned: at that moment it is
+ * neither armed nor running.  A waiter does not touch the timer any more, which may have been
+ * freed.
  */
 struct timer_waiter {
     bool done;
@@ -68,8 +69,8 @@ struct timer_run {
 
 /* One attribute class: EXTERNAL timers or the others. */
 struct timer_class {
-    int64_t head;                     /* atomic: the soonest deadline, NO_DEADLINE: none */
-    QEMUTimer *due_first, *due_last;  /* taken out by the pass that runs: by next and prev, sorted */
+    int64_t head;                    /* atomic: the soonest deadline, NO_DEADLINE: none */
+    QEMUTimer *due_first, *due_last; /* taken out by the pass that runs: by next and prev, sorted */
     struct timer_queue queue;
 };
 
@@ -82,9 +83,9 @@ struct QEMUTimerList {
     void *notify_opaque;
     QEMUTimerList *next_in_clock; /* atomic, RCU */
     unsigned refs;                /* atomic: the owner's and one for each initialised timer */
-    unsigned passes;              /* atomic: passes in progress that found a timer due, nested ones too */
-    unsigned passes_ended;        /* atomic: how often passes went down to 0 */
-    uint64_t disabled_epoch;      /* under the clock's disable_lock: passes was zero since then */
+    unsigned passes;       /* atomic: passes in progress that found a timer due, nested ones too */
+    unsigned passes_ended; /* atomic: how often passes went down to 0 */
+    uint64_t disabled_epoch; /* under the clock's disable_lock: passes was zero since then */
 
     pthread_mutex_t lock __attribute__((aligned(64)));
     uint64_t seq;
@@ -121,7 +122,8 @@ bool timerlist_publish_locked(struct timer_class *cls);
 struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts);
 
 /* Drops the lock while it waits for the run to end.  @waiter tells how it ended. */
-void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run, struct timer_waiter *waiter);
+void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
+                               struct timer_waiter *waiter);
 
 /* Unlocks and, when @forward, calls the notify callback; the two lie in one read section, so that
  * what the callback uses cannot go in between: closing the list takes the lock, and its owner waits

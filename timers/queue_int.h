@@ -13,10 +13,12 @@
  * How it works.  First a few lanes: FIFO lists in rising order, which take a timer that belongs
  * behind a lane's last one.  Timeouts of a fixed length, which is what I/O has, arrive in rising
  * order, so that arming and cancelling them touches only neighbours.  What fits no lane goes into a
- * forest of pairing heaps, merged as a binary counter is incremented: place i holds what 2^i inserts
- * made, so that the first removal after a million inserts finds trees and not a million children.
+ * forest of pairing heaps, merged as a binary counter is incremented: place i holds what 2^i
+ * inserts made, so that the first removal after a million inserts finds trees and not a million
+ * children.
  * Source: Fredman, Sedgewick, Sleator and Tarjan, "The Pairing Heap: A New Form of Self-Adjusting
- * Heap", 1986; the auxiliary forest: Stasko and Vitter, "Pairing Heaps: Experiments and Analysis", 1987.
+ * Heap", 1986; the auxiliary forest: Stasko and Vitter, "Pairing Heaps: Experiments and Analysis",
+ * 1987.
  */
 #ifndef TIMERS_QUEUE_INT_H
 #define TIMERS_QUEUE_INT_H
@@ -37,18 +39,17 @@ enum {
 };
 
 struct timer_queue {
-    uint64_t used;                   /* bit i: first[i] is there */
-    QEMUTimer *min;                  /* the soonest; NULL when empty */
-    int64_t key[TQ_PLACES];          /* first[i]->expire_time, to be scanned without touching timers */
-    QEMUTimer *first[TQ_PLACES];     /* lane: its head; heap: its root */
+    uint64_t used;               /* bit i: first[i] is there */
+    QEMUTimer *min;              /* the soonest; NULL when empty */
+    int64_t key[TQ_PLACES];      /* first[i]->expire_time, to be scanned without touching timers */
+    QEMUTimer *first[TQ_PLACES]; /* lane: its head; heap: its root */
     QEMUTimer *lane_tail[TQ_LANES];
     int64_t lane_tail_key[TQ_LANES];
 };
 
 static inline bool timer_before(const QEMUTimer *a, const QEMUTimer *b)
 {
-    return a->expire_time < b->expire_time ||
-           (a->expire_time == b->expire_time && a->seq < b->seq);
+    return a->expire_time < b->expire_time || (a->expire_time == b->expire_time && a->seq < b->seq);
 }
 
 void timer_queue_init(struct timer_queue *q);

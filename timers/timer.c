@@ -2,9 +2,9 @@
 /*
  * Timers: arming, cancelling, freeing.
  *
- * Everything that changes a timer happens under its list's lock, so that calls from any threads take
- * effect one after the other.  A timer's list never changes; the timer holds a reference on it, so
- * that the lock is there as long as the timer is.
+ * Everything that changes a timer happens under its list's lock, so that calls from any threads
+ * take effect one after the other.  A timer's list never changes; the timer holds a reference on
+ * it, so that the lock is there as long as the timer is.
  *
  *            timer_mod                 pass takes it out
  *   idle ---------------> armed -----------------------------> running (on a struct timer_run)
@@ -57,7 +57,7 @@ static inline bool is_armed(const QEMUTimer *ts)
     return ts->place != PLACE_NONE;
 }
 
-/* ---- Init and deinit -------------------------------------------------------------------------- */
+/* ---- Init and deinit ------------------------------------------------------------------------- */
 
 void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType type, int scale,
                      int attributes, QEMUTimerCB *cb, void *opaque)
@@ -74,7 +74,8 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
         group = &main_loop_tlg;
     }
     if (!group->tl[type]) {
-        die_misuse("timer_init", "the group has no lists: it was not initialised, or its context is gone");
+        die_misuse("timer_init",
+                   "the group has no lists: it was not initialised, or its context is gone");
     }
     *ts = (QEMUTimer){
         .expire_time = -1,
@@ -164,7 +165,7 @@ int timer_deinit_sync(QEMUTimer *ts)
     return deinit_timer(ts, "timer_deinit_sync", true);
 }
 
-/* ---- New and free ----------------------------------------------------------------------------- */
+/* ---- New and free ---------------------------------------------------------------------------- */
 
 QEMUTimer *timer_new_full(QEMUTimerListGroup *group, QEMUClockType type, int scale, int attributes,
                           QEMUTimerCB *cb, void *opaque)
@@ -272,7 +273,7 @@ void timer_set_name(QEMUTimer *ts, const char *name)
     st_release(&container_of(ts, struct heap_timer, timer)->name, name);
 }
 
-/* ---- Arming and cancelling -------------------------------------------------------------------- */
+/* ---- Arming and cancelling ------------------------------------------------------------------- */
 
 static bool arm(QEMUTimer *ts, int64_t ns, bool only_earlier, const char *call)
 {
@@ -280,7 +281,8 @@ static bool arm(QEMUTimer *ts, int64_t ns, bool only_earlier, const char *call)
     struct timer_class *cls = class_of(tl, ts);
     bool armed = is_armed(ts);
 
-    if ((ts->state & TIMER_DEAD) || tl->closed || (only_earlier && armed && ts->expire_time <= ns)) {
+    if ((ts->state & TIMER_DEAD) || tl->closed ||
+        (only_earlier && armed && ts->expire_time <= ns)) {
         pthread_mutex_unlock(&tl->lock);
         return false;
     }
@@ -364,7 +366,7 @@ int timer_del_sync(QEMUTimer *ts)
     return ret;
 }
 
-/* ---- Lockless looks --------------------------------------------------------------------------- */
+/* ---- Lockless looks -------------------------------------------------------------------------- */
 
 bool timer_pending(const QEMUTimer *ts)
 {

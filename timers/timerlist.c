@@ -2,10 +2,11 @@
 /*
  * Timer lists: head words, passes, groups.  The protocols are in list_int.h and clock_int.h.
  *
- * A pass takes what is due, up to its budget, out of the queues into the due lists under one hold of
- * the lock, and then runs it from there.  So what is armed meanwhile, which goes into the queues, waits
- * for the next pass however late it is; a timer in a due list is still armed and can be deleted or
- * moved by anyone; and a nested pass finds the outer one's rest in the due lists and runs that first.
+ * A pass takes what is due, up to its budget, out of the queues into the due lists under one hold
+ * of the lock, and then runs it from there.  So what is armed meanwhile, which goes into the
+ * queues, waits for the next pass however late it is; a timer in a due list is still armed and can
+ * be deleted or moved by anyone; and a nested pass finds the outer one's rest in the due lists and
+ * runs that first.
  */
 #include "timers/list_int.h"
 
@@ -41,7 +42,8 @@ QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void
     tl->notify_opaque = opaque;
     tl->refs = 1;
     pthread_mutexattr_init(&attr);
-    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP); /* held for tens of ns: spin first */
+    pthread_mutexattr_settype(&attr,
+                              PTHREAD_MUTEX_ADAPTIVE_NP); /* held for tens of ns: spin first */
     pthread_mutex_init(&tl->lock, &attr);
     pthread_mutexattr_destroy(&attr);
     pthread_cond_init(&tl->run_done, NULL);
@@ -132,7 +134,7 @@ void timerlistgroup_close(QEMUTimerListGroup *tlg)
     }
 }
 
-/* ---- Arming's half that belongs to the list --------------------------------------------------- */
+/* ---- Arming's half that belongs to the list -------------------------------------------------- */
 
 static void due_remove(struct timer_class *cls, QEMUTimer *ts)
 {
@@ -221,7 +223,7 @@ void timerlist_notify(QEMUTimerList *tl)
     aio_rcu_read_unlock();
 }
 
-/* ---- Lockless reads --------------------------------------------------------------------------- */
+/* ---- Lockless reads -------------------------------------------------------------------------- */
 
 static int64_t head_deadline(QEMUTimerList *tl)
 {
@@ -256,7 +258,7 @@ QEMUClockType timerlist_get_clock(QEMUTimerList *tl)
     return tl->type;
 }
 
-/* ---- Runs: callbacks in progress -------------------------------------------------------------- */
+/* ---- Runs: callbacks in progress ------------------------------------------------------------- */
 
 struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts)
 {
@@ -270,7 +272,8 @@ struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *
     return found;
 }
 
-void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run, struct timer_waiter *waiter)
+void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
+                               struct timer_waiter *waiter)
 {
     *waiter = (struct timer_waiter){ .next = run->waiters };
     run->waiters = waiter;
@@ -332,7 +335,7 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
     }
 }
 
-/* ---- Passes ----------------------------------------------------------------------------------- */
+/* ---- Passes ---------------------------------------------------------------------------------- */
 
 /* Moves what is due at @now into the due lists, in order, up to the budget. */
 static void collect_due_locked(QEMUTimerList *tl, int64_t now)
@@ -392,7 +395,8 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     if (--tl->depth == 0) {
         put_back_due_locked(tl);
     }
-    /* Every change so far published its class; moving between due list and queue changes no head. */
+    /* Every change so far published its class; moving between due list and queue changes no head.
+     * */
     pthread_mutex_unlock(&tl->lock);
     return ran;
 }
@@ -423,7 +427,7 @@ bool timerlist_run_timers(QEMUTimerList *tl)
     return ran;
 }
 
-/* ---- Walking ---------------------------------------------------------------------------------- */
+/* ---- Walking --------------------------------------------------------------------------------- */
 
 unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque)
 {
@@ -431,7 +435,8 @@ unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque
     bool more = true;
 
     aio_rcu_read_lock();
-    for (struct heap_timer *ht = ld_acquire(&tl->walk); ht && more; ht = ld_acquire(&ht->walk_next)) {
+    for (struct heap_timer *ht = ld_acquire(&tl->walk); ht && more;
+         ht = ld_acquire(&ht->walk_next)) {
         uint32_t state = ld_acquire(&ht->timer.state);
         int64_t deadline = ld_acquire(&ht->timer.expire_time);
         QEMUTimerInfo info = {
@@ -450,7 +455,7 @@ unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque
     return n;
 }
 
-/* ---- Groups ----------------------------------------------------------------------------------- */
+/* ---- Groups ---------------------------------------------------------------------------------- */
 
 int timerlistgroup_init(QEMUTimerListGroup *tlg, QEMUTimerListNotifyCB *cb, void *opaque)
 {
@@ -497,7 +502,7 @@ int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg)
     return soonest;
 }
 
-/* ---- The main loop's group -------------------------------------------------------------------- */
+/* ---- The main loop's group ------------------------------------------------------------------- */
 
 static QEMUTimerListNotifyCB *main_notify_cb; /* atomic */
 static pthread_once_t main_once = PTHREAD_ONCE_INIT;

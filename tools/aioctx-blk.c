@@ -72,8 +72,8 @@ static void on_signal(int number)
 
 static int set_up_signals(void)
 {
-    static const int numbers[] = {SIGINT, SIGTERM};
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    static const int numbers[] = { SIGINT, SIGTERM };
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
     struct sigaction old;
     int ret = event_notifier_init(&news, 0);
 
@@ -107,7 +107,7 @@ static uint64_t make_run_id(void)
 /* Returns 0 or the exit status, after a message. */
 static int make_thread(struct app *app, unsigned index)
 {
-    IOThreadOptions io_opts = {.context.monitor = app->opt.monitor};
+    IOThreadOptions io_opts = { .context.monitor = app->opt.monitor };
     char name[16], *why = NULL;
     int status;
 
@@ -241,7 +241,7 @@ static void show_progress(struct app *app, bool layout, int64_t start_ns)
 /* Waits until every job has ended its phase; one that fails ends them all. */
 static void wait_for_jobs(struct app *app, bool layout, int64_t start_ns)
 {
-    struct pollfd pfd = {.fd = event_notifier_get_fd(&news), .events = POLLIN};
+    struct pollfd pfd = { .fd = event_notifier_get_fd(&news), .events = POLLIN };
     int64_t timeout_ns = app->show_progress ? BLK_PROGRESS_INTERVAL_NS : -1;
     bool stopped = false;
 

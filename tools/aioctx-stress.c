@@ -209,8 +209,10 @@ static void wait_for_firings(void)
 
     while ((left_ns = ops_soonest_ns(&g)) < ROUND_HORIZON_NS) {
         if (now_seconds() > until) {
-            report_failure(g, "lost: it is armed, its deadline passed %.3f s ago, and it has not "
-                           "fired", (double)-left_ns / 1e9);
+            report_failure(g,
+                           "lost: it is armed, its deadline passed %.3f s ago, and it has not "
+                           "fired",
+                           (double)-left_ns / 1e9);
         }
         nanosleep(&nap, NULL);
     }
@@ -341,8 +343,12 @@ static void make_actors(void)
         a->context = is_home ? (int)(i - S.opt.threads) : -1;
         a->random = S.opt.seed * UINT64_C(0x2545f4914f6cdd1d) + i;
         snprintf(a->name, sizeof(a->name), "%s%u",
-                 is_home ? "io" : i < S.opt.threads ? "w" : "main",
-                 is_home ? i - S.opt.threads : i < S.opt.threads ? i : 0);
+                 is_home             ? "io"
+                 : i < S.opt.threads ? "w"
+                                     : "main",
+                 is_home             ? i - S.opt.threads
+                 : i < S.opt.threads ? i
+                                     : 0);
     }
 }
 

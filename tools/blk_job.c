@@ -128,7 +128,7 @@ static void note_failure(struct blk_job *job, const char *what, int64_t offset_b
 
     live_add(&job->results.counters.errors, 1);
     if (!failure->what) {
-        *failure = (struct blk_failure){what, offset_bytes, error};
+        *failure = (struct blk_failure){ what, offset_bytes, error };
     }
     begin_stop(job);
 }
@@ -381,7 +381,7 @@ static void prepare_buffer(struct blk_job *job, struct slot *slot)
 static void issue(struct blk_job *job, int64_t from_ns)
 {
     struct slot *slot = job->free_slots;
-    BlkReqOpts req = {.deadline_ns = -1};
+    BlkReqOpts req = { .deadline_ns = -1 };
     const BlkReqOpts *req_opts = job->layout ? &req : NULL; /* NULL: the backend's own, if any */
     int64_t offset_bytes;
 

@@ -28,12 +28,7 @@
 extern "C" {
 #endif
 
-enum blk_job_state {
-    JOB_IDLE,
-    JOB_RUNNING,
-    JOB_DONE,
-    JOB_STUCK
-};
+enum blk_job_state { JOB_IDLE, JOB_RUNNING, JOB_DONE, JOB_STUCK };
 
 /* Counted by live_add(); sums, so that a total over the iothreads is a sum of the fields. */
 struct blk_counters {

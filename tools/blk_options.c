@@ -213,8 +213,9 @@ static bool take_rw(struct blk_options *opt, const char *text)
         enum blk_rw rw;
         bool random;
     } kinds[] = {
-        {"read", RW_READ, false},    {"write", RW_WRITE, false},    {"rw", RW_MIXED, false},
-        {"randread", RW_READ, true}, {"randwrite", RW_WRITE, true}, {"randrw", RW_MIXED, true},
+        { "read", RW_READ, false },      { "write", RW_WRITE, false },
+        { "rw", RW_MIXED, false },       { "randread", RW_READ, true },
+        { "randwrite", RW_WRITE, true }, { "randrw", RW_MIXED, true },
     };
 
     for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {

@@ -10,11 +10,7 @@
 extern "C" {
 #endif
 
-enum blk_rw {
-    RW_READ,
-    RW_WRITE,
-    RW_MIXED
-};
+enum blk_rw { RW_READ, RW_WRITE, RW_MIXED };
 
 struct blk_options {
     const char *file;    /* or */

@@ -14,7 +14,7 @@ struct sums {
 
 static struct sums sum_counters(struct blk_job *const *jobs, unsigned threads)
 {
-    struct sums sums = {0};
+    struct sums sums = { 0 };
 
     for (unsigned i = 0; i < threads; i++) {
         const struct blk_counters *c = &blk_job_results(jobs[i])->counters;
@@ -29,7 +29,7 @@ static struct sums sum_counters(struct blk_job *const *jobs, unsigned threads)
 static struct text left(const struct blk_options *opt, int64_t start_ns, int64_t now,
                         uint64_t ended)
 {
-    struct text text = {""};
+    struct text text = { "" };
 
     if (opt->runtime_ns) {
         int64_t left_ns = start_ns + opt->runtime_ns - now;

@@ -90,7 +90,7 @@ static void make_total(struct row *row, const struct blk_report *report)
 
 static struct text time_of(const struct hist *h, unsigned per_100k)
 {
-    struct text none = {"-"};
+    struct text none = { "-" };
 
     return hist_total(h) ? format_time(hist_percentile(h, per_100k)) : none;
 }
@@ -252,7 +252,7 @@ static void put_config(struct json *j, const struct blk_report *report)
 void blk_report_json(const struct blk_report *report, FILE *stream)
 {
     static struct row row;
-    struct json j = {.stream = stream};
+    struct json j = { .stream = stream };
 
     json_open_object(&j, NULL);
     json_string(&j, "program", "aioctx-blk");

@@ -125,7 +125,7 @@ static int check_backend(struct blk_target *target, const struct blk_options *op
 
 int blk_target_open(struct blk_target *ret_target, const struct blk_options *opt)
 {
-    struct blk_target target = {.spec = make_spec(opt), .initial = initial_content(opt)};
+    struct blk_target target = { .spec = make_spec(opt), .initial = initial_content(opt) };
     char *why = NULL;
 
     if (!target.spec) {

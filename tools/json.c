@@ -14,7 +14,7 @@ static unsigned utf8_length(const unsigned char *p)
                    : code >> 4 == 14 ? 3
                    : code >> 3 == 30 ? 4
                                      : 0;
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };
 
     if (len < 2) {
         return len;

@@ -83,12 +83,12 @@ static int64_t unit_ns(const char *suffix)
         char name[3];
         int64_t ns;
     } units[] = {
-        {"ns", 1},
-        {"us", 1000},
-        {"ms", 1000000},
-        {"s", 1000000000},
-        {"m", INT64_C(60) * 1000000000},
-        {"h", INT64_C(3600) * 1000000000},
+        { "ns", 1 },
+        { "us", 1000 },
+        { "ms", 1000000 },
+        { "s", 1000000000 },
+        { "m", INT64_C(60) * 1000000000 },
+        { "h", INT64_C(3600) * 1000000000 },
     };
 
     for (unsigned i = 0; i < sizeof(units) / sizeof(units[0]); i++) {

@@ -47,11 +47,11 @@ struct timer_gen;
  */
 struct record {
     struct timer_gen *gen;
-    uint64_t call;     /* stamp taken before the operation; of a firing: unused */
-    uint64_t ret;      /* stamp taken after it; of a firing: when the callback began */
-    uint64_t exit;     /* of a firing: when the callback ended */
-    int64_t clock_ns;  /* the timer's clock, read after @ret was drawn */
-    int64_t arg_ns;    /* the deadline that was asked for; OP_READ: the one that was read */
+    uint64_t call;    /* stamp taken before the operation; of a firing: unused */
+    uint64_t ret;     /* stamp taken after it; of a firing: when the callback began */
+    uint64_t exit;    /* of a firing: when the callback ended */
+    int64_t clock_ns; /* the timer's clock, read after @ret was drawn */
+    int64_t arg_ns;   /* the deadline that was asked for; OP_READ: the one that was read */
     int result;
     uint8_t kind;
     uint8_t actor;
@@ -76,14 +76,14 @@ struct log {
  */
 struct timer_gen {
     atomic_uint magic;
-    unsigned slot;     /* where it is shared; embedded ones: the owner's number */
-    unsigned number;   /* counts the lives */
+    unsigned slot;   /* where it is shared; embedded ones: the owner's number */
+    unsigned number; /* counts the lives */
     unsigned context;
     QEMUClockType clock;
     int scale;
     bool embedded;
     QEMUTimer *ts;
-    atomic_uint refs;  /* shared timers: one of the slot's, one per running timer_del_sync() */
+    atomic_uint refs; /* shared timers: one of the slot's, one per running timer_del_sync() */
 
     /* What the oracle knows at the end of the last round.  Coordinator. */
     int64_t deadline_ns; /* -1: not armed */
@@ -98,10 +98,10 @@ struct slot {
 struct actor {
     unsigned number;
     char name[8];
-    int context;    /* index of the home thread's, else -1 */
+    int context; /* index of the home thread's, else -1 */
     uint64_t random;
-    struct log log;   /* its own thread */
-    struct log taken; /* handed over to the coordinator at the end of a round */
+    struct log log;                  /* its own thread */
+    struct log taken;                /* handed over to the coordinator at the end of a round */
     _Atomic(const char *) busy_with; /* what it is in, for the message when it does not return */
     QEMUTimer *embedded_old[EMBEDDED_OLD]; /* released ones, filled with a pattern */
     unsigned embedded_next;
@@ -157,7 +157,7 @@ void ops_release_embedded(struct actor *a);
 int64_t ops_soonest_ns(struct timer_gen **ret_gen); /* until the soonest deadline, or INT64_MAX */
 void ops_timer_cb(void *opaque);
 void ops_log_firing(struct timer_gen *g); /* as if its callback had been called; home thread */
-bool gen_get(struct timer_gen *g);    /* false: it is being freed */
+bool gen_get(struct timer_gen *g);        /* false: it is being freed */
 void gen_put(struct actor *a, struct timer_gen *g);
 struct actor *ops_self(void);
 

@@ -61,8 +61,8 @@ static void append(struct actor *a, const struct record *r)
 static struct record begin(struct actor *a, struct timer_gen *g, enum op_kind kind)
 {
     atomic_store_explicit(&a->busy_with, op_names[kind], memory_order_relaxed);
-    return (struct record){ .gen = g, .kind = kind, .actor = (uint8_t)a->number,
-                            .call = draw_stamp() };
+    return (
+        struct record){ .gen = g, .kind = kind, .actor = (uint8_t)a->number, .call = draw_stamp() };
 }
 
 /* The clock is read after the stamp: nothing that came before the stamp saw a later time. */
@@ -184,7 +184,10 @@ static int64_t random_units(struct actor *a, const struct timer_gen *g)
         return (now_ns + INT64_C(3600000) * SCALE_MS + (int64_t)(x % SCALE_MS)) / g->scale;
     case 3:
         return INT64_MAX - (int64_t)(x % 2);
-    case 4: case 5: case 6: case 7:
+    case 4:
+    case 5:
+    case 6:
+    case 7:
         return (now_ns + (int64_t)(x % (2 * SCALE_MS))) / g->scale;
     default:
         return (now_ns + (int64_t)(x % (200 * SCALE_US))) / g->scale;
@@ -307,8 +310,10 @@ static void check_pattern(struct actor *a, const QEMUTimer *memory)
 
     for (size_t i = 0; i < sizeof(*memory); i++) {
         if (p[i] != PATTERN) {
-            report_failure(NULL, "touch-deinit: byte %zu of an embedded timer of thread %s was "
-                           "written to after timer_deinit() had returned", i, a->name);
+            report_failure(NULL,
+                           "touch-deinit: byte %zu of an embedded timer of thread %s was "
+                           "written to after timer_deinit() had returned",
+                           i, a->name);
         }
     }
 }
@@ -517,7 +522,7 @@ void ops_timer_cb(void *opaque)
 
     if (atomic_load(&g->magic) != GEN_LIVE) {
         report_failure(NULL, "touch-freed: the callback of a timer ran that was freed in a round "
-                       "long past");
+                             "long past");
     }
     if (!a || a->context != (int)g->context) {
         report_failure(g, "a callback of context %u ran on thread %s", g->context,

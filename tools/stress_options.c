@@ -13,7 +13,8 @@
 static const char *const mix_names[OP_MIX_MAX] = {
     [OP_MOD] = "mod",   [OP_ANTICIPATE] = "anticipate",
     [OP_DEL] = "del",   [OP_DEL_SYNC] = "del-sync",
-    [OP_FREE] = "free", [OP_EMBED] = "embed",           [OP_READ] = "read",
+    [OP_FREE] = "free", [OP_EMBED] = "embed",
+    [OP_READ] = "read",
 };
 
 /* ---- Options --------------------------------------------------------------------------------- */
@@ -141,15 +142,15 @@ static void parse_option(struct options *opt, int c, const char *arg)
         break;
     case 't':
         opt->threads = (unsigned)parse_number("threads", optarg, 1, STRESS_ACTORS_MAX,
-                                               "a number from 1 to 30");
+                                              "a number from 1 to 30");
         break;
     case 'c':
         opt->contexts = (unsigned)parse_number("contexts", optarg, 1, STRESS_ACTORS_MAX,
-                                                "a number from 1 to 30");
+                                               "a number from 1 to 30");
         break;
     case 'n':
-        opt->timers = (unsigned)parse_number("timers", optarg, 1, 100000,
-                                              "a number from 1 to 100000");
+        opt->timers =
+            (unsigned)parse_number("timers", optarg, 1, 100000, "a number from 1 to 100000");
         break;
     case 'M':
         parse_monitor(opt, optarg);
@@ -180,20 +181,29 @@ static void parse_option(struct options *opt, int c, const char *arg)
 void options_parse(struct options *opt, int argc, char **argv)
 {
     static const struct option options[] = {
-        { "seconds", required_argument, NULL, 's' },  { "seed", required_argument, NULL, 'S' },
-        { "threads", required_argument, NULL, 't' },  { "contexts", required_argument, NULL, 'c' },
-        { "timers", required_argument, NULL, 'n' },   { "monitor", required_argument, NULL, 'M' },
-        { "mix", required_argument, NULL, 'x' },      { "plant", required_argument, NULL, 'p' },
-        { "list-plants", no_argument, NULL, 'L' },    { "quiet", no_argument, NULL, 'q' },
-        { "help", no_argument, NULL, 'h' },           { NULL, 0, NULL, 0 },
+        { "seconds", required_argument, NULL, 's' }, { "seed", required_argument, NULL, 'S' },
+        { "threads", required_argument, NULL, 't' }, { "contexts", required_argument, NULL, 'c' },
+        { "timers", required_argument, NULL, 'n' },  { "monitor", required_argument, NULL, 'M' },
+        { "mix", required_argument, NULL, 'x' },     { "plant", required_argument, NULL, 'p' },
+        { "list-plants", no_argument, NULL, 'L' },   { "quiet", no_argument, NULL, 'q' },
+        { "help", no_argument, NULL, 'h' },          { NULL, 0, NULL, 0 },
     };
     int c;
 
     *opt = (struct options){
-        .seconds = 10, .threads = 4, .contexts = 2, .timers = 16, .monitor = "auto",
+        .seconds = 10,
+        .threads = 4,
+        .contexts = 2,
+        .timers = 16,
+        .monitor = "auto",
         .seed = ((uint64_t)time(NULL) << 20) ^ (uint64_t)getpid(),
-        .mix = { [OP_MOD] = 40, [OP_ANTICIPATE] = 15, [OP_DEL] = 12, [OP_DEL_SYNC] = 8,
-                 [OP_FREE] = 5, [OP_EMBED] = 10, [OP_READ] = 10 },
+        .mix = { [OP_MOD] = 40,
+                 [OP_ANTICIPATE] = 15,
+                 [OP_DEL] = 12,
+                 [OP_DEL_SYNC] = 8,
+                 [OP_FREE] = 5,
+                 [OP_EMBED] = 10,
+                 [OP_READ] = 10 },
     };
     while ((c = getopt_long(argc, argv, ":s:t:c:n:qh", options, NULL)) != -1) {
         parse_option(opt, c, argv[optind - 1]);

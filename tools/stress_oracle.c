@@ -53,12 +53,12 @@
 
 /* A state that the timer can be in. */
 struct conf {
-    uint64_t begun;      /* pending operations, by actor, that have changed something */
-    uint64_t done;       /* those that have had all their points */
+    uint64_t begun; /* pending operations, by actor, that have changed something */
+    uint64_t done;  /* those that have had all their points */
     int64_t deadline_ns;
     bool dead;
     bool running;
-    bool fired;          /* the next firing has had its point */
+    bool fired; /* the next firing has had its point */
 };
 
 struct oracle_stats oracle_stats;
@@ -313,7 +313,8 @@ static void explain(const struct event *ev, const struct conf *before, size_t co
         why->kind = "del-sync";
         snprintf(why->text, sizeof(why->text),
                  "no valid order explains that %s() returned %d here: the timer was armed or "
-                 "running all the time, or the result is wrong", op_names[r->kind], r->result);
+                 "running all the time, or the result is wrong",
+                 op_names[r->kind], r->result);
     } else if (all_armed && says_not_armed(r)) {
         why->kind = "lost";
         snprintf(why->text, sizeof(why->text),

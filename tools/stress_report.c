@@ -15,11 +15,16 @@
 #define SHOWN_AFTER 4
 
 const char *const op_names[OP_MAX] = {
-    [OP_MOD] = "timer_mod",           [OP_ANTICIPATE] = "timer_mod_anticipate",
-    [OP_DEL] = "timer_del",           [OP_DEL_SYNC] = "timer_del_sync",
-    [OP_FREE] = "timer_free",         [OP_EMBED] = "timer_init",
-    [OP_READ] = "timer_expire_time_ns", [OP_PENDING] = "timer_pending",
-    [OP_DEINIT] = "timer_deinit",     [OP_DEINIT_SYNC] = "timer_deinit_sync",
+    [OP_MOD] = "timer_mod",
+    [OP_ANTICIPATE] = "timer_mod_anticipate",
+    [OP_DEL] = "timer_del",
+    [OP_DEL_SYNC] = "timer_del_sync",
+    [OP_FREE] = "timer_free",
+    [OP_EMBED] = "timer_init",
+    [OP_READ] = "timer_expire_time_ns",
+    [OP_PENDING] = "timer_pending",
+    [OP_DEINIT] = "timer_deinit",
+    [OP_DEINIT_SYNC] = "timer_deinit_sync",
     [OP_FIRE] = "callback",
 };
 
@@ -51,14 +56,17 @@ static void print_event(const struct timer_gen *g, const struct event *ev, bool 
     if (ev->type == EV_RETURN && r->kind == OP_READ) {
         format_time(result, sizeof(result), g, r->arg_ns);
     } else if (ev->type == EV_RETURN && r->kind != OP_FIRE) {
-        snprintf(result, sizeof(result), "%s", r->result == -EDEADLK ? "-EDEADLK" :
-                 r->kind == OP_FREE || r->kind == OP_DEINIT ? "" : r->result ? "1" : "0");
+        snprintf(result, sizeof(result), "%s",
+                 r->result == -EDEADLK                        ? "-EDEADLK"
+                 : r->kind == OP_FREE || r->kind == OP_DEINIT ? ""
+                 : r->result                                  ? "1"
+                                                              : "0");
     }
     fprintf(stderr, "%c %10" PRIu64 "  %18s  %-5s %-7s %s%s%s%s%s%s\n", marked ? '>' : ' ',
             ev->stamp, clock, S.actors[r->actor].name,
             r->kind == OP_FIRE && ev->type == EV_RETURN ? "begin" : what[ev->type],
-            op_names[r->kind], has_arg ? "(" : "", arg, has_arg ? ")" : "",
-            result[0] ? " = " : "", result);
+            op_names[r->kind], has_arg ? "(" : "", arg, has_arg ? ")" : "", result[0] ? " = " : "",
+            result);
 }
 
 /* Several threads may find something at once: the first one tells, the others wait for the end. */
@@ -85,8 +93,7 @@ _Noreturn void report_violation(const struct violation *why)
     enter_report(why->gen);
     format_time(armed, sizeof(armed), why->gen, why->gen->deadline_ns);
     fprintf(stderr, "%s: %s\n\n", why->kind, why->text);
-    fprintf(stderr, "When the round began it was %s%s%s.%s\n",
-            why->gen->dead ? "freed, " : "",
+    fprintf(stderr, "When the round began it was %s%s%s.%s\n", why->gen->dead ? "freed, " : "",
             why->gen->deadline_ns == -1 ? "not armed" : "armed for ",
             why->gen->deadline_ns == -1 ? "" : armed,
             from ? "  Earlier operations of the round are left out." : "");
@@ -132,7 +139,7 @@ void report_summary(double seconds, uint64_t rounds, bool interrupted)
     print_row("all operations", sum, seconds);
     print_row("firings", oracle_stats.ops[OP_FIRE], seconds);
     printf("histories checked: %" PRIu64 ", at most %u orders at once, %" PRIu64
-           " given up as too wide\n", oracle_stats.lives, oracle_stats.widest,
-           oracle_stats.undecided);
+           " given up as too wide\n",
+           oracle_stats.lives, oracle_stats.widest, oracle_stats.undecided);
     printf("no violation\n");
 }

@@ -56,9 +56,9 @@ AioContext *aio_context_new(const AioContextOptions *opts);
 void aio_context_ref(AioContext *ctx);
 
 /*
- * Gives a reference back; the last one closes the context as iothread_stop() does, with a limit of 10 s.
- * When the home thread lives and is another, it does the closing, when it next polls any context, or
- * exits.  A home thread that exits ends its contexts in the same way.
+ * Gives a reference back; the last one closes the context as iothread_stop() does, with a limit of
+ * 10 s. When the home thread lives and is another, it does the closing, when it next polls any
+ * context, or exits.  A home thread that exits ends its contexts in the same way.
  * Thread: any, but not below a callback of the same context.
  */
 void aio_context_unref(AioContext *ctx);
@@ -78,8 +78,8 @@ AioContext *qemu_get_current_aio_context(void);
 
 /*
  * Makes the calling thread @ctx's home before its first aio_poll(), so that it can submit block
- * requests and operations, and @ctx its current context; below a callback, the context whose callback
- * it is stays current.  Aborts when another thread is home.  Thread: the home-to-be.
+ * requests and operations, and @ctx its current context; below a callback, the context whose
+ * callback it is stays current.  Aborts when another thread is home.  Thread: the home-to-be.
  */
 void qemu_set_current_aio_context(AioContext *ctx);
 
@@ -98,7 +98,8 @@ bool aio_poll(AioContext *ctx, bool blocking);
  * Makes the context's current or next blocking aio_poll() return.  It makes no system call when
  * the home thread is awake; many calls before one wake-up make one.
  * Thread: any, signal handlers too; never blocks.  Lifetime: the caller holds a reference.
- * Ordering: what the caller wrote before is visible to the home thread when that aio_poll() returns.
+ * Ordering: what the caller wrote before is visible to the home thread when that aio_poll()
+ * returns.
  */
 void aio_notify(AioContext *ctx);
 
@@ -139,8 +140,8 @@ int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
 
 /*
  * Schedules a bottom half; one that is scheduled already runs once.  Those scheduled by one thread
- * run in that order (one that was cancelled may keep its place); one scheduled from a bottom half runs
- * in the next pass.  Nothing when the context has ended.
+ * run in that order (one that was cancelled may keep its place); one scheduled from a bottom half
+ * runs in the next pass.  Nothing when the context has ended.
  * Thread: any, signal handlers too; lock-free.
  * Ordering: what the caller wrote before is visible to the callback.
  */
@@ -195,16 +196,16 @@ typedef bool AioPollFn(void *opaque);
 typedef void EventNotifierHandler(EventNotifier *e);
 
 /*
- * Has @io_read called when @fd can be read (or hangs up, or has an error) and @io_write when it
- * can be written; level-triggered: what a handler leaves comes again.  Both NULL removes the fd's
+ * Has @io_read called when @fd can be read (or hangs up, or has an error) and @io_write when it can
+ * be written; level-triggered: what a handler leaves comes again.  Both NULL removes the fd's
  * handlers.  @io_poll and @io_poll_ready serve busy polling: they are called only while a loop
- * busy-polls, which needs a poll_max_ns above 0; they may be NULL.
- * On the home thread the change holds when this returns; after a removal no callback for @fd
- * follows, even when its event had been seen already, and the kernel has let go of the file: it
- * may be closed and its number used again at once.  From another thread, or before the context
- * has a home, the change is made by the home thread soon; see aio_remove_fd_handler_async().
- * An error on the fd calls both handlers.  Remove the handlers before closing the fd: otherwise, what
- * the monitor watches is up to the kernel.
+ * busy-polls, which needs a poll_max_ns above 0; they may be NULL. On the home thread the change
+ * holds when this returns; after a removal no callback for @fd follows, even when its event had
+ * been seen already, and the kernel has let go of the file: it may be closed and its number used
+ * again at once.  From another thread, or before the context has a home, the change is made by the
+ * home thread soon; see aio_remove_fd_handler_async(). An error on the fd calls both handlers.
+ * Remove the handlers before closing the fd: otherwise, what the monitor watches is up to the
+ * kernel.
  * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM;
  * -ESHUTDOWN when the context has ended.
  * Thread: any.
@@ -214,8 +215,8 @@ int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *i
 
 /*
  * Removes the handlers of @fd and calls @done(@opaque) on the home thread when no callback for it
- * runs or will follow and the fd may be closed.  Never calls it before it returns.  When the context
- * ends first, the thread that closes it calls @done.
+ * runs or will follow and the fd may be closed.  Never calls it before it returns.  When the
+ * context ends first, the thread that closes it calls @done.
  * Returns 0, -EBADF for a negative fd, or -ENOMEM.  Thread: any.
  */
 int aio_remove_fd_handler_async(AioContext *ctx, int fd, QEMUBHFunc *done, void *opaque);
@@ -235,17 +236,18 @@ typedef struct CqeHandler CqeHandler;
  */
 struct CqeHandler {
     void (*cb)(CqeHandler *handler);
-    int32_t res;        /* 0 or more, or -errno */
-    uint32_t flags;     /* IORING_CQE_F_* */
-    CqeHandler *next;   /* private */
-    uint64_t reserved;  /* private */
+    int32_t res;       /* 0 or more, or -errno */
+    uint32_t flags;    /* IORING_CQE_F_* */
+    CqeHandler *next;  /* private */
+    uint64_t reserved; /* private */
 };
 
 /*
  * Queues one operation on the ring of the calling thread's current context: @prep fills the
  * submission entry (with liburing's io_uring_prep_*; its user_data is set afterwards), and
  * @handler->cb is called from aio_poll() when it has completed.  It is submitted together with the
- * next wait.  Operations that complete more than once (multishot, zero-copy send) are not supported.
+ * next wait.  Operations that complete more than once (multishot, zero-copy send) are not
+ * supported.
  * Returns 0; -ENOTSUP when the context's monitor is not io_uring; -EINVAL when the thread has no
  * context; -ESHUTDOWN when it has ended.  Then @prep and
  * @handler->cb are not called.
@@ -265,21 +267,21 @@ int aio_cancel_sqe(CqeHandler *handler);
 /* ---- Statistics ------------------------------------------------------------------------------ */
 
 typedef struct AioContextStats {
-    uint64_t iterations;       /* of aio_poll() */
-    uint64_t sleeps;           /* waits in the kernel that could block */
-    uint64_t syscalls;         /* made by the home thread's loop: enter or ppoll, eventfd reads */
-    uint64_t wakeups_notify;   /* sleeps that a notify ended */
-    uint64_t wakeups_timeout;  /* the other sleeps: a deadline, as a rule */
-    uint64_t wakeups_event;    /* sleeps that a completion or an fd ended */
-    uint64_t wakeups_signal;   /* sleeps that a signal ended */
-    uint64_t notifies;         /* aio_notify() and its kin */
-    uint64_t notifies_sent;    /* those that made a system call; the rest were saved */
-    uint64_t bhs;              /* bottom halves run */
-    uint64_t fd_events;        /* fd handlers called */
-    uint64_t timers;           /* passes over the timers that ran at least one */
-    uint64_t sqes, cqes;       /* entries queued and completions seen, our own included */
-    uint64_t cq_overflows;     /* times the kernel had to hold completions back */
-    uint64_t sq_full;          /* times the queue had to be submitted to make room */
+    uint64_t iterations;      /* of aio_poll() */
+    uint64_t sleeps;          /* waits in the kernel that could block */
+    uint64_t syscalls;        /* made by the home thread's loop: enter or ppoll, eventfd reads */
+    uint64_t wakeups_notify;  /* sleeps that a notify ended */
+    uint64_t wakeups_timeout; /* the other sleeps: a deadline, as a rule */
+    uint64_t wakeups_event;   /* sleeps that a completion or an fd ended */
+    uint64_t wakeups_signal;  /* sleeps that a signal ended */
+    uint64_t notifies;        /* aio_notify() and its kin */
+    uint64_t notifies_sent;   /* those that made a system call; the rest were saved */
+    uint64_t bhs;             /* bottom halves run */
+    uint64_t fd_events;       /* fd handlers called */
+    uint64_t timers;          /* passes over the timers that ran at least one */
+    uint64_t sqes, cqes;      /* entries queued and completions seen, our own included */
+    uint64_t cq_overflows;    /* times the kernel had to hold completions back */
+    uint64_t sq_full;         /* times the queue had to be submitted to make room */
     uint64_t reserved[16];
 } AioContextStats;
 
@@ -292,9 +294,10 @@ typedef struct IOThread IOThread;
 
 typedef struct IOThreadOptions {
     AioContextOptions context;
-    unsigned stop_timeout_ms; /* how long iothread_destroy() waits for I/O before it cancels; 0: 10000 */
+    unsigned
+        stop_timeout_ms; /* how long iothread_destroy() waits for I/O before it cancels; 0: 10000 */
     uint32_t pad;
-    uint64_t reserved[6];     /* zero */
+    uint64_t reserved[6]; /* zero */
 } IOThreadOptions;
 
 /*
@@ -320,7 +323,8 @@ const char *iothread_get_name(const IOThread *iothread);
 void iothread_stop(IOThread *iothread);
 
 /* Waits until the thread has ended after iothread_stop().  Aborts on the thread itself.
- * Returns 0, or -EDEADLK when called below a callback on a home thread.  Thread: any other; blocks. */
+ * Returns 0, or -EDEADLK when called below a callback on a home thread.  Thread: any other; blocks.
+ * */
 int iothread_join(IOThread *iothread);
 
 /* iothread_stop(), iothread_join(), and frees.  NULL is ignored.

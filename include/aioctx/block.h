@@ -7,7 +7,7 @@
  * the submitting call, and never while the kernel or a library below still owns its buffer.
  *
  *                                       thread                              may block
- *   blk_open, blk_ref, the getters      any                                 open: on the file system
+ *   blk_open, blk_ref, the getters      any                                 open: on the disk
  *   blk_unref                           any                                 see there
  *   blk_aio_*                           one with a current context (home)   no
  *   blk_aio_cancel_async                the one that submitted              no
@@ -72,13 +72,14 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one, counted
  *                                   from its submission; 0: none
  *
- * detach: requests use buffers of the library's own, so that a request whose deadline passes or that
- * is cancelled ends at once even where the kernel cannot recall it.  The range of such a write is
- * indeterminate, and writes that overlap it wait until it has settled.
+ * detach: requests use buffers of the library's own, so that a request whose deadline passes or
+ * that is cancelled ends at once even where the kernel cannot recall it.  The range of such a write
+ * is indeterminate, and writes that overlap it wait until it has settled.
  *
- * Returns NULL and a message for people in *@ret_why (to be freed; NULL when out of memory; @ret_why
- * may be NULL), which names the option and the accepted values; errno is set too: EINVAL for a bad
- * spec, that of open(2), ENOMEM.  A file is created sparse: a disk that is full shows at a write.
+ * Returns NULL and a message for people in *@ret_why (to be freed; NULL when out of memory;
+ * @ret_why may be NULL), which names the option and the accepted values; errno is set too: EINVAL
+ * for a bad spec, that of open(2), ENOMEM.  A file is created sparse: a disk that is full shows at
+ * a write.
  * Thread: any; blocks on the file system.  Lifetime: one reference, given back with blk_unref().
  */
 BlockBackend *blk_open(const char *spec, char **ret_why);
@@ -116,8 +117,8 @@ void blk_get_limits(BlockBackend *blk, BlkLimits *ret_limits);
 
 /*
  * Whether the backend can be used on @ctx.
- * Returns 0, or -ENOTSUP with a message in *@ret_why (as in blk_open()) that says why: the file driver
- * needs the io_uring monitor.  Thread: any.
+ * Returns 0, or -ENOTSUP with a message in *@ret_why (as in blk_open()) that says why: the file
+ * driver needs the io_uring monitor.  Thread: any.
  */
 int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why);
 
@@ -126,7 +127,8 @@ int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why);
 typedef enum {
     BDRV_REQ_FUA = 1 << 0,       /* writes: on stable storage when it ends */
     BDRV_REQ_MAY_UNMAP = 1 << 1, /* write zeroes: the range may be deallocated */
-    BDRV_REQ_NO_FALLBACK = 1 << 2, /* write zeroes: -ENOTSUP rather than writing buffers of zeroes */
+    BDRV_REQ_NO_FALLBACK =
+        1 << 2, /* write zeroes: -ENOTSUP rather than writing buffers of zeroes */
 } BdrvRequestFlags;
 
 /* Options of one request.  Zero it first, then set deadline_ns: 0 lies in the past. */
@@ -145,8 +147,8 @@ typedef struct BlkReqOpts {
  * passed and the cancel won (or the deadline lay in the past: then nothing was issued); -ECANCELED
  * when blk_aio_cancel_async() won; else what the driver says: -EIO, -ENOSPC and so on.
  *
- * Returns a handle for blk_aio_cancel_async(), valid until @cb is called; NULL with errno ENOMEM or,
- * without a current context, EINVAL: then @cb is not called.
+ * Returns a handle for blk_aio_cancel_async(), valid until @cb is called; NULL with errno ENOMEM
+ * or, without a current context, EINVAL: then @cb is not called.
  * Thread: one with a current context.  Lifetime: @qiov and its buffers belong to the request until
  * @cb is called.  The backend must not be unreferenced for the last time before the call returns.
  */
@@ -227,15 +229,15 @@ void blk_drained_end(BlockBackend *blk);
 typedef struct BlkStats {
     uint64_t reads, writes, flushes, discards, zeroes; /* requests submitted */
     uint64_t bytes_read, bytes_written;                /* by requests that ended well */
-    uint64_t failed;             /* requests that ended with an error, the next two included */
-    uint64_t timed_out;          /* ended with -ETIMEDOUT */
-    uint64_t cancelled;          /* ended with -ECANCELED */
-    uint64_t late;               /* ended with another result after their deadline */
-    uint64_t detached;           /* ended by detach while the kernel still had the operation */
-    uint64_t settled;            /* of these: have since left the kernel */
-    uint64_t bounced;            /* pieces that went through a bounce buffer for alignment */
-    uint64_t split;              /* requests that were cut into pieces */
-    uint64_t short_transfers;    /* pieces that had to be continued */
+    uint64_t failed;          /* requests that ended with an error, the next two included */
+    uint64_t timed_out;       /* ended with -ETIMEDOUT */
+    uint64_t cancelled;       /* ended with -ECANCELED */
+    uint64_t late;            /* ended with another result after their deadline */
+    uint64_t detached;        /* ended by detach while the kernel still had the operation */
+    uint64_t settled;         /* of these: have since left the kernel */
+    uint64_t bounced;         /* pieces that went through a bounce buffer for alignment */
+    uint64_t split;           /* requests that were cut into pieces */
+    uint64_t short_transfers; /* pieces that had to be continued */
     uint64_t reserved[8];
 } BlkStats;
 

@@ -16,11 +16,11 @@
  *   _deadline_ns, _walk, *_deadline* everything                                no, lock-free
  *   timerlist_run_timers             everything but another run of that list   runs callbacks
  *
- * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, the last timer_deinit
- * of a list that is gone) waits when 65536 frees are pending; see aio_call_rcu().  Otherwise the
- * only calls that wait are those named _sync and qemu_clock_enable(type, false).  Called below
- * a callback on a home thread, where two loops could come to wait for each other, they do
- * everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
+ * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, the last
+ * timer_deinit of a list that is gone) waits when 65536 frees are pending; see aio_call_rcu().
+ * Otherwise the only calls that wait are those named _sync and qemu_clock_enable(type, false).
+ * Called below a callback on a home thread, where two loops could come to wait for each other, they
+ * do everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
  */
 #ifndef AIOCTX_TIMERS_H
 #define AIOCTX_TIMERS_H
@@ -80,7 +80,8 @@ int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *op
  * Disabling returns once no callback of that clock is running on any list any more, nested ones
  * included.  Enabling never blocks.  Timers keep their deadlines while their clock is disabled.
  * Returns 0; -EDEADLK when called below a timer callback, or below another callback of a home
- * thread while timers of @type run elsewhere: then the clock is disabled but nothing was waited for.
+ * thread while timers of @type run elsewhere: then the clock is disabled but nothing was waited
+ * for.
  * Thread: any, but not inside an RCU read section.
  */
 int qemu_clock_enable(QEMUClockType type, bool enabled);
@@ -141,11 +142,11 @@ typedef struct QEMUTimer {
     QEMUTimerCB *cb;
     void *opaque;
     struct QEMUTimer *child, *next, *prev; /* links in the list's queue.  Under its lock */
-    uint32_t state;            /* TIMER_* bits.  Atomic: written under the list's lock */
-    int32_t scale;             /* ns per unit */
+    uint32_t state; /* TIMER_* bits.  Atomic: written under the list's lock */
+    int32_t scale;  /* ns per unit */
     int32_t attributes;
-    uint32_t place;            /* where in the queue.  Under the list's lock */
-    int64_t reserved[2];       /* for slack and what else comes */
+    uint32_t place;      /* where in the queue.  Under the list's lock */
+    int64_t reserved[2]; /* for slack and what else comes */
 } QEMUTimer;
 
 /* The lists that timers without a group of their own belong to; see init_clocks(). */
@@ -153,7 +154,8 @@ extern QEMUTimerListGroup main_loop_tlg;
 
 /*
  * Prepares the clocks and main_loop_tlg, whose lists call @notify_cb (may be NULL).  A program that
- * never calls it gets the same at its first timer, with no callback.  Later calls replace the callback.
+ * never calls it gets the same at its first timer, with no callback.  Later calls replace the
+ * callback.
  * Thread: any, before timers of main_loop_tlg are armed on other threads.
  */
 void init_clocks(QEMUTimerListNotifyCB *notify_cb);
@@ -189,7 +191,8 @@ int timer_deinit_sync(QEMUTimer *ts);
 
 /*
  * Allocates and initialises a timer; the parameters are those of timer_init_full().
- * Returns NULL with errno ENOMEM when out of memory.  Thread: any.  Lifetime: free with timer_free().
+ * Returns NULL with errno ENOMEM when out of memory.  Thread: any.  Lifetime: free with
+ * timer_free().
  */
 QEMUTimer *timer_new_full(QEMUTimerListGroup *group, QEMUClockType type, int scale, int attributes,
                           QEMUTimerCB *cb, void *opaque);
@@ -199,9 +202,9 @@ QEMUTimer *timer_new_us(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
 QEMUTimer *timer_new_ms(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
 
 /*
- * Disarms a timer from timer_new() and marks it dead at once; the memory is freed after its
- * running callback, if any, has returned and a grace period has passed.  Until then timer_mod() on
- * it, from its own callback or inside aio_rcu_read_lock(), does nothing and returns false.  NULL is ignored.
+ * Disarms a timer from timer_new() and marks it dead at once; the memory is freed after its running
+ * callback, if any, has returned and a grace period has passed.  Until then timer_mod() on it, from
+ * its own callback or inside aio_rcu_read_lock(), does nothing and returns false.  NULL is ignored.
  * Thread: any, also its own callback.  A second timer_free() of one timer aborts.
  */
 void timer_free(QEMUTimer *ts);
@@ -235,8 +238,9 @@ bool timer_del(QEMUTimer *ts);
 /*
  * Disarms @ts and waits: at one moment before it returns, the timer was neither armed nor running.
  * The callback that it waits for may free the timer.
- * Returns 1 when it was armed, or was armed again by the time the callback returned; 0 when not; -EDEADLK when a callback was running and it did not
- * wait for it (see the top of this file); the timer is disarmed then too.
+ * Returns 1 when it was armed, or was armed again by the time the callback returned; 0 when not;
+ * -EDEADLK when a callback was running and it did not wait for it (see the top of this file); the
+ * timer is disarmed then too.
  * Thread: any, but not inside an RCU read section; blocks.
  */
 int timer_del_sync(QEMUTimer *ts);
