@@ -116,8 +116,8 @@ TEST_F(Layout, TimerIsPinnedAndAtMost96Bytes)
     EXPECT_EQ(sizeof(QEMUTimer), 96u);
     EXPECT_EQ(alignof(QEMUTimer), 8u);
     EXPECT_MEMBER(QEMUTimer, expire_time, 0);
-    EXPECT_MEMBER(QEMUTimer, timer_list, 16);
-    EXPECT_MEMBER(QEMUTimer, state, 64);
+    EXPECT_MEMBER(QEMUTimer, timer_list, 48);
+    EXPECT_MEMBER(QEMUTimer, state, 44);
     EXPECT_MEMBER(QEMUTimer, reserved, 80);
     EXPECT_EQ(sizeof(QEMUTimerListGroup), QEMU_CLOCK_MAX * sizeof(void *));
     EXPECT_EQ(QEMU_CLOCK_MAX, 4);

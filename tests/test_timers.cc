@@ -29,16 +29,16 @@ protected:
 static_assert(sizeof(QEMUTimer) == 96, "part of the binary interface");
 static_assert(offsetof(QEMUTimer, expire_time) == 0, "");
 static_assert(offsetof(QEMUTimer, seq) == 8, "");
-static_assert(offsetof(QEMUTimer, timer_list) == 16, "");
-static_assert(offsetof(QEMUTimer, cb) == 24, "");
-static_assert(offsetof(QEMUTimer, opaque) == 32, "");
-static_assert(offsetof(QEMUTimer, child) == 40, "");
-static_assert(offsetof(QEMUTimer, next) == 48, "");
-static_assert(offsetof(QEMUTimer, prev) == 56, "");
-static_assert(offsetof(QEMUTimer, state) == 64, "");
-static_assert(offsetof(QEMUTimer, scale) == 68, "");
-static_assert(offsetof(QEMUTimer, attributes) == 72, "");
-static_assert(offsetof(QEMUTimer, place) == 76, "");
+static_assert(offsetof(QEMUTimer, timer_list) == 48, "");
+static_assert(offsetof(QEMUTimer, cb) == 64, "");
+static_assert(offsetof(QEMUTimer, opaque) == 72, "");
+static_assert(offsetof(QEMUTimer, child) == 16, "");
+static_assert(offsetof(QEMUTimer, next) == 24, "");
+static_assert(offsetof(QEMUTimer, prev) == 32, "");
+static_assert(offsetof(QEMUTimer, state) == 44, "");
+static_assert(offsetof(QEMUTimer, scale) == 60, "");
+static_assert(offsetof(QEMUTimer, attributes) == 56, "");
+static_assert(offsetof(QEMUTimer, place) == 40, "");
 static_assert(offsetof(QEMUTimer, reserved) == 80, "");
 
 TEST(TimerLayout, IsAtMost96Bytes)

@@ -69,8 +69,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *          latency-ns=N (0)         each request takes that long, measured by a timer
  *          read-only=on|off (off)
  *          detach=on|off (off)      see below
- *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one, counted
- *                                   from its submission; 0: none
+ *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one,
+ *                                   counted from its submission; 0: none
  *
  * detach: requests use buffers of the library's own, so that a request whose deadline passes or
  * that is cancelled ends at once even where the kernel cannot recall it.  The range of such a write

@@ -136,16 +136,16 @@ typedef struct QEMUTimerListGroup {
  * of the library's binary interface.  Zero it or pass it to timer_init_full() before any other use.
  */
 typedef struct QEMUTimer {
-    int64_t expire_time;       /* ns; -1: not armed.  Atomic: written under the list's lock */
-    uint64_t seq;              /* order of arming, breaks ties.  Under the list's lock */
-    QEMUTimerList *timer_list; /* fixed from init to deinit */
+    int64_t expire_time; /* ns; -1: not armed.  Atomic: written under the list's lock */
+    uint64_t seq;        /* order of arming, breaks ties.  Under the list's lock */
+    struct QEMUTimer *child, *next, *prev; /* links in the list's queue.  Under its lock */
+    uint32_t place;                        /* where in the queue.  Under the list's lock */
+    uint32_t state;            /* TIMER_* bits.  Atomic: written under the list's lock */
+    QEMUTimerList *timer_list; /* fixed from init to deinit, as is what follows */
+    int32_t attributes;
+    int32_t scale; /* ns per unit */
     QEMUTimerCB *cb;
     void *opaque;
-    struct QEMUTimer *child, *next, *prev; /* links in the list's queue.  Under its lock */
-    uint32_t state; /* TIMER_* bits.  Atomic: written under the list's lock */
-    int32_t scale;  /* ns per unit */
-    int32_t attributes;
-    uint32_t place;      /* where in the queue.  Under the list's lock */
     int64_t reserved[2]; /* for slack and what else comes */
 } QEMUTimer;
 
