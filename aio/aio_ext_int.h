@@ -28,6 +28,9 @@ void aio_context_add_close_hook(AioContext *ctx, AioCloseHook *hook);
 /* Thread: any.  Returns false when the hook has been or is being called. */
 bool aio_context_del_close_hook(AioContext *ctx, AioCloseHook *hook);
 
+/* aio_cancel_sqe() on a context of the calling thread that need not be its current one. */
+int aio_context_cancel_sqe(AioContext *ctx, CqeHandler *handler);
+
 /* Whether aio_add_sqe() works on @ctx.  Thread: any. */
 bool aio_context_has_ring(AioContext *ctx);
 

@@ -61,6 +61,7 @@ struct AioHandler {
     AioPollFn *io_poll;
     IOHandler *io_poll_ready;
     void *opaque;
+    AioHandler *busy_below;    /* while busy: the one whose callback is further down the stack */
     EventNotifier *notifier;   /* io_read takes this: it is an EventNotifierHandler */
     unsigned busy;             /* its callbacks on the stack */
     bool removed;              /* call nothing any more; free when nothing below refers to it */
@@ -101,6 +102,7 @@ struct AioContext {
     int handlers_size;
     struct fd_request *fd_first; /* taken from fd_requests, not yet applied */
     struct fd_request *fd_told;  /* removals that were applied and are to be told of */
+    AioHandler *busy;            /* whose callback is on top of the stack */
     unsigned depth;              /* of aio_poll() */
     bool shut;                   /* context_shutdown() was here */
     uint64_t inflight_ops;       /* of users, on the ring; until their callbacks are called */
@@ -138,8 +140,7 @@ struct FDMonOps {
                    CqeHandler *handler);
     int (*cancel_sqe)(AioContext *ctx, CqeHandler *handler);
     void (*cancel_all)(AioContext *ctx);
-    /* Frees mon_state.  No handler is watched any more.  On any thread when there never was a home.
-     * */
+    /* Frees mon_state.  No handler is watched any more. */
     void (*close)(AioContext *ctx);
 };
 
@@ -161,8 +162,7 @@ void context_enter_home(AioContext *ctx, const char *call);
 bool context_iterate(AioContext *ctx, int64_t max_wait_ns);
 /* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
 void context_notify_from_timer(void *opaque, QEMUClockType type);
-/* context.c: ends all that the context does; see iothread_stop().  Home thread, or there never was
- * one. */
+/* context.c: ends all that the context does; see iothread_stop(). */
 void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns);
 #define CONTEXT_STOP_LIMIT_NS INT64_C(10000000000)
 
@@ -170,7 +170,9 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns);
 bool bh_poll(AioContext *ctx);
 /* 0: run now; IDLE_BH_NS: idle ones only; -1: none. */
 int64_t bh_timeout(AioContext *ctx);
-/* Runs what was accepted, and lets nothing be accepted any more. */
+/* Lets nothing be accepted any more, if nothing waits to be run. */
+bool bh_try_close(AioContext *ctx);
+/* The same in any case, and runs what was accepted. */
 void bh_run_last(AioContext *ctx);
 void bh_drop_all(AioContext *ctx);
 

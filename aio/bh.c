@@ -9,7 +9,8 @@
  *
  * BH_PENDING says that the bottom half is on the stack or in the FIFO; who sets it pushes.  The
  * home thread clears it, together with BH_SCHEDULED, when it takes the bottom half out to run it,
- * so from then on it can be pushed again.  Memory is freed by the home thread only.
+ * so from then on it can be pushed again.  Memory is freed by the home thread, or, once the stack
+ * is closed, by who deletes a bottom half that is not pending.
  * Source: Treiber, "Systems Programming: Coping with Parallelism", IBM RJ 5118, 1986.
  */
 #include "aio/aio_int.h"
@@ -156,7 +157,8 @@ static void take_pushed(AioContext *ctx, QEMUBH *instead)
 {
     QEMUBH *bh, *first = NULL, *last = NULL;
 
-    if (ld_seq(&ctx->bh_stack) == instead) {
+    last = ld_seq(&ctx->bh_stack);
+    if (last == instead || last == BH_STACK_CLOSED) { /* closed for good */
         return;
     }
     last = xchg_seq(&ctx->bh_stack, instead);
@@ -194,10 +196,10 @@ static bool run_fifo(AioContext *ctx)
     QEMUBH *bh;
 
     while ((bh = pop_first(ctx))) {
-        /* From here on the bottom half can be pushed again, also by its own callback. */
-        unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
+        /* Once it is not pending it can be pushed again, or freed if the stack is closed. */
         QEMUBHFunc *cb = bh->cb;
         void *opaque = bh->opaque;
+        unsigned old = fetch_and_seq(&bh->flags, ~(unsigned)(BH_PENDING | BH_SCHEDULED | BH_IDLE));
 
         if (old & (BH_DELETED | BH_ONESHOT)) {
             free(bh);
@@ -219,6 +221,13 @@ bool bh_poll(AioContext *ctx)
     return run_fifo(ctx);
 }
 
+bool bh_try_close(AioContext *ctx)
+{
+    QEMUBH *empty = NULL;
+
+    return !ctx->bh_first && cas_seq(&ctx->bh_stack, &empty, BH_STACK_CLOSED);
+}
+
 void bh_run_last(AioContext *ctx)
 {
     take_pushed(ctx, BH_STACK_CLOSED);
@@ -227,13 +236,17 @@ void bh_run_last(AioContext *ctx)
 
 int64_t bh_timeout(AioContext *ctx)
 {
+    QEMUBH *top = ld_seq(&ctx->bh_stack);
     int64_t timeout = -1;
 
     if (ctx->bh_first) {
         return 0;
     }
+    if (top == BH_STACK_CLOSED) {
+        return -1;
+    }
     /* Only the home thread, which this is, takes anything off the stack. */
-    for (QEMUBH *bh = ld_seq(&ctx->bh_stack); bh; bh = ld_relaxed(&bh->next)) {
+    for (QEMUBH *bh = top; bh; bh = ld_relaxed(&bh->next)) {
         unsigned flags = ld_seq(&bh->flags);
 
         if ((flags & BH_DELETED) || (flags & (BH_SCHEDULED | BH_IDLE)) == BH_SCHEDULED) {

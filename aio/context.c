@@ -326,19 +326,40 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
     fprintf(stderr, "aioctx: %s: still in flight at the end:%s; %s\n", name, text, then);
 }
 
-static void shutdown_home(AioContext *ctx, const char *name, int64_t limit_ns)
+/* Ends what runs.  Bottom halves are refused from the moment on at which nothing is left; should
+ * that not come within the limits, those that were accepted run once more. */
+static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    if (!quiesce(ctx, limit_ns)) {
+    int64_t end = monotonic_ns() + limit_ns;
+
+    for (int i = 0; i < 100 && quiesce(ctx, end - monotonic_ns()); i++) {
+        if (bh_timeout(ctx) > 0) {
+            bh_poll(ctx); /* idle ones: now, not in 10 ms */
+        }
+        if (!in_flight(ctx) && bh_try_close(ctx)) {
+            return;
+        }
+    }
+    if (in_flight(ctx)) {
         say_in_flight(ctx, name, "cancelling");
         call_cancel_hooks(ctx);
         if (ctx->mon->cancel_all && ctx->inflight_ops) {
             ctx->mon->cancel_all(ctx);
         }
-        if (!quiesce(ctx, INT64_C(2000000000))) {
-            say_in_flight(ctx, name, "given up; their memory is left to the kernel");
-        }
+        quiesce(ctx, INT64_C(2000000000));
     }
     bh_run_last(ctx);
+    if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000))) {
+        say_in_flight(ctx, name, "given up; their memory is left to the kernel");
+    }
+}
+
+void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
+{
+    AioContext *before = home_begin_iteration(ctx);
+
+    ctx->depth++; /* nobody else closes it meanwhile */
+    finish_work(ctx, name, limit_ns);
     timerlistgroup_close(&ctx->tlg);
     call_close_hooks(ctx);
     handlers_drop_requests(ctx);
@@ -346,27 +367,16 @@ static void shutdown_home(AioContext *ctx, const char *name, int64_t limit_ns)
     for (CqeHandler *left; (left = pop_done(ctx));) { /* of handlers just removed: frees them */
         dispatch_one(ctx, left);
     }
-    ctx->mon->close(ctx);
-}
-
-void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
-{
-    AioContext *before = home_begin_iteration(ctx);
-
-    if (in_aio_context_home_thread(ctx)) {
-        shutdown_home(ctx, name, limit_ns);
-    } else { /* there never was a home: nothing was submitted, and nothing has run */
-        timerlistgroup_close(&ctx->tlg);
-        call_close_hooks(ctx);
-        ctx->mon->close(ctx);
-    }
     ctx->shut = true;
+    ctx->mon->close(ctx);
+    ctx->depth--;
     home_end_iteration(ctx, before);
 }
 
 void context_close(AioContext *ctx)
 {
     if (!ctx->shut) {
+        context_enter_home(ctx, "aio_context_unref"); /* who closes one that was never polled */
         context_shutdown(ctx, "aio_context_unref", CONTEXT_STOP_LIMIT_NS);
     }
     bh_drop_all(ctx);
@@ -494,6 +504,7 @@ bool aio_poll(AioContext *ctx, bool blocking)
 {
     context_enter_home(ctx, "aio_poll");
     rcu_check_may_wait("aio_poll");
+    home_close_zombies();
     return context_iterate(ctx, blocking ? -1 : 0);
 }
 
@@ -533,6 +544,11 @@ int aio_cancel_sqe(CqeHandler *handler)
     AioContext *ctx = current_for_ops(&err);
 
     return err ? err : ctx->mon->cancel_sqe(ctx, handler);
+}
+
+int aio_context_cancel_sqe(AioContext *ctx, CqeHandler *handler)
+{
+    return ctx->mon->cancel_sqe ? ctx->mon->cancel_sqe(ctx, handler) : -ENOTSUP;
 }
 
 void aio_context_count_inflight(AioContext *ctx, int n)

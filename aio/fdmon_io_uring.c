@@ -37,6 +37,7 @@ struct uring_mon {
     CqeHandler wake;    /* the read of the wake eventfd */
     uint64_t wake_value;
     bool wake_armed;
+    bool woken;           /* the read has completed since this wait began */
     bool reg_ring;        /* the ring fd is registered with the home thread */
     bool must_enter;      /* no TASKRUN flag tells of deferred work */
     unsigned enter_flags; /* of every wait */
@@ -161,6 +162,7 @@ static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring
     m->inflight--;
     if (handler == &m->wake) {
         m->wake_armed = false;
+        m->woken = true;
         return;
     }
     handler->res = cqe->res;
@@ -343,8 +345,9 @@ static int uring_wait(AioContext *ctx, int64_t timeout_ns)
     unsigned to_submit, kflags;
     int ret = 0;
 
+    m->woken = false;
     arm_all(ctx, m);
-    if (ctx->done) {
+    if (ctx->done || m->woken) {
         timeout_ns = 0; /* the queue was full, and making room has reaped something */
     }
     to_submit = flush_sq(&m->ring.sq);

@@ -49,11 +49,33 @@ static void callback_returned(AioHandler *h)
 {
     struct fd_request *req;
 
-    h->busy--;
-    while (!h->busy && (req = h->told)) {
+    if (--h->busy > 0) {
+        return;
+    }
+    h->ctx->busy = h->busy_below;
+    while ((req = h->told)) {
         h->told = req->next;
         append(&h->ctx->fd_told, req);
     }
+}
+
+static void callback_begins(AioHandler *h)
+{
+    if (h->busy++ == 0) {
+        h->busy_below = h->ctx->busy;
+        h->ctx->busy = h;
+    }
+}
+
+/* A handler of @fd, removed or not, whose callback is on the stack. */
+static AioHandler *find_busy(AioContext *ctx, int fd)
+{
+    AioHandler *h = ctx->busy;
+
+    while (h && h->fd != fd) {
+        h = h->busy_below;
+    }
+    return h;
 }
 
 static void free_unless_used(AioHandler *h)
@@ -76,7 +98,7 @@ static void call_handler(AioHandler *h, IOHandler *func)
  * */
 static bool is_beyond_watching(const CqeHandler *ready)
 {
-    return (ready->res < 0 && ready->res != -ECANCELED) ||
+    return ready->res == -EBADF || ready->res == -EINVAL ||
            (ready->res > 0 && (ready->res & POLLNVAL));
 }
 
@@ -105,10 +127,10 @@ static void dispatch(CqeHandler *ready)
         free_unless_used(h);
         return;
     }
-    if (ready->res == -ECANCELED) {
-        revents = 0; /* a change of events that some kernels carry out by ending the poll */
+    if (ready->res < 0 && !is_beyond_watching(ready)) {
+        revents = 0; /* ECANCELED: so some kernels change the events; ENOMEM: try again */
     }
-    h->busy++;
+    callback_begins(h);
     if (is_beyond_watching(ready)) {
         h->events = 0; /* until new handlers are set */
         ctx->mon->unwatch(ctx, h);
@@ -233,14 +255,9 @@ static void apply_requests(AioContext *ctx)
 
     take_requests(ctx);
     while ((req = ctx->fd_first)) {
-        AioHandler *h = find(ctx, req->fd);
-
         ctx->fd_first = req->next;
-        if (h && !h->busy) {
-            h = NULL;
-        }
         apply(ctx, req); /* the caller has gone: an fd that was closed meanwhile is left out */
-        end_request(ctx, h, req);
+        end_request(ctx, find_busy(ctx, req->fd), req);
     }
 }
 

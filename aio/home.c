@@ -33,7 +33,12 @@ static bool take_zombie(AioContext *ctx, bool exiting)
 {
     pthread_mutex_lock(&ctx->lock);
     bool zombie = ctx->zombie;
-    ctx->zombie = false;
+    if (zombie && ctx->depth && !exiting) { /* it is on our stack: later */
+        st_relaxed(&self.zombies, true);
+        zombie = false;
+    } else {
+        ctx->zombie = false;
+    }
     if (exiting && !zombie) {
         ctx->home_gone = true;
         st_release(&ctx->home, NULL);
@@ -46,12 +51,15 @@ static void thread_exits(void *unused)
 {
     AioContext *ctx;
 
+    if (rcu_forked) {
+        return; /* they are the parent's */
+    }
     while ((ctx = self.contexts)) {
         if (!ctx->shut) {
             self.current = ctx;
             context_shutdown(ctx, "exit of a home thread", CONTEXT_STOP_LIMIT_NS);
         }
-        self.contexts = ctx->next_of_home;
+        home_forget(ctx);
         if (take_zombie(ctx, true)) {
             context_close(ctx);
         }
@@ -77,7 +85,9 @@ static void bind(AioContext *ctx, const char *call)
     pthread_mutex_unlock(&ctx->lock);
     ctx->next_of_home = self.contexts;
     self.contexts = ctx;
-    pthread_setspecific(exit_key, &self);
+    if (pthread_setspecific(exit_key, &self) != 0) {
+        die_misuse(call, "out of memory");
+    }
     rcu_set_never_block();
     ctx->mon->attach(ctx);
 }
@@ -91,16 +101,13 @@ void context_enter_home(AioContext *ctx, const char *call)
     if (unlikely(ctx->shut)) {
         die_misuse(call, "the context has ended: its iothread was stopped");
     }
-    if (unlikely(ld_relaxed(&self.zombies))) {
-        home_close_zombies();
-    }
 }
 
 void home_close_zombies(void)
 {
     AioContext *ctx;
 
-    if (!xchg_seq(&self.zombies, false)) {
+    if (likely(!ld_relaxed(&self.zombies)) || !xchg_seq(&self.zombies, false)) {
         return;
     }
     for (ctx = self.contexts; ctx;) {

@@ -121,7 +121,8 @@ void iothread_stop(IOThread *iothread)
 
 static void check_not_self(IOThread *io, const char *call)
 {
-    if (pthread_equal(pthread_self(), io->thread)) {
+    /* Once it is joined, its pthread_t may be another thread's. */
+    if (!io->joined && pthread_equal(pthread_self(), io->thread)) {
         die_misuse(call, "iothread '%s' cannot wait for itself; call iothread_stop()", io->name);
     }
 }
@@ -130,13 +131,14 @@ int iothread_join(IOThread *iothread)
 {
     check_not_self(iothread, "iothread_join");
     rcu_check_may_wait("iothread_join");
+    if (iothread->joined) {
+        return 0;
+    }
     if (callback_depth.any) {
         return -EDEADLK;
     }
-    if (!iothread->joined) {
-        pthread_join(iothread->thread, NULL);
-        iothread->joined = true;
-    }
+    pthread_join(iothread->thread, NULL);
+    iothread->joined = true;
     return 0;
 }
 

@@ -319,6 +319,31 @@ TEST_P(BottomHalf, ThoseOfOneThreadRunInItsOrderBesideOthers)
     EXPECT_EQ(faults, 0);
 }
 
+/* More self-schedulings than the end has patience for: the last one polls a closed stack. */
+TEST_P(BottomHalf, LastOneMayPollItsContext)
+{
+    IOThreadOptions opts = {};
+    opts.context.monitor = GetParam();
+    IOThread *io = iothread_new("last", &opts);
+    AioContext *ctx = iothread_get_aio_context(io);
+    QEMUBH *bh;
+    int runs = 0;
+    Call call{ [&] {
+        runs++;
+        aio_poll(ctx, false);
+        aio_compute_timeout(ctx);
+        qemu_bh_schedule(bh);
+    } };
+
+    aio_context_ref(ctx);
+    bh = aio_bh_new(ctx, Call::Run, &call);
+    qemu_bh_schedule(bh);
+    EXPECT_EQ(iothread_destroy(io), 0);
+    EXPECT_GT(runs, 0);
+    qemu_bh_delete(bh);
+    aio_context_unref(ctx);
+}
+
 TEST_P(BottomHalf, SignalHandlerMaySchedule)
 {
     ScopedContext ctx(GetParam());

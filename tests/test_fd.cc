@@ -295,6 +295,69 @@ TEST_P(Fd, AsyncRemovalIsToldOnlyWhenItsCallbackHasReturned)
     EXPECT_FALSE(told_inside);
 }
 
+TEST_P(Fd, AsyncRemovalOfOneRemovedByItsRunningCallbackIsToldAfterwards)
+{
+    ScopedContext ctx(GetParam());
+    SocketPair s;
+    bool inside = false, told = false, told_inside = false;
+    Call removed{ [&] {
+        told = true;
+        told_inside = inside;
+    } };
+    Call call{ [&] {
+        inside = true;
+        Remove(ctx, s.a);
+        aio_remove_fd_handler_async(ctx, s.a, Call::Run, &removed);
+        for (int i = 0; i < 5; i++) {
+            aio_poll(ctx, false);
+        }
+        inside = false;
+    } };
+
+    SetRead(ctx, s.a, &call);
+    ASSERT_EQ(write(s.b, "x", 1), 1);
+    while (!told) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_FALSE(told_inside);
+}
+
+/* A ring with fewer entries than fds to arm, and wake-ups that come while it is being filled. */
+TEST(FdSmallRing, NoWakeupIsLostWhileTheQueueIsFull)
+{
+    SKIP_WITHOUT_MONITOR("io_uring");
+    AioContextOptions opts = {};
+    opts.monitor = "io_uring";
+    opts.ring_entries = 1;
+    IOThreadOptions iopts = {};
+    iopts.context = opts;
+    IOThread *io = iothread_new("small", &iopts);
+    AioContext *ctx = iothread_get_aio_context(io);
+    std::vector<std::unique_ptr<SocketPair>> pairs;
+    std::vector<std::unique_ptr<Call>> calls;
+
+    for (int i = 0; i < 32; i++) {
+        pairs.push_back(std::make_unique<SocketPair>());
+        int fd = pairs[i]->a;
+        calls.push_back(std::make_unique<Call>(Call{ [fd] {
+            char c;
+            EXPECT_EQ(read(fd, &c, 1), 1);
+        } }));
+        SetRead(ctx, fd, calls[i].get());
+    }
+    for (int round = 0; round < (kSanitized ? 500 : 5000); round++) {
+        std::atomic<bool> ran{ false };
+        Call call{ [&] { ran = true; } };
+
+        for (auto &p : pairs) {
+            ASSERT_EQ(write(p->b, "x", 1), 1);
+        }
+        ASSERT_EQ(aio_bh_schedule_oneshot(ctx, Call::Run, &call), 0);
+        ASSERT_TRUE(WaitUntil([&] { return ran.load(); })) << "round " << round;
+    }
+    EXPECT_EQ(iothread_destroy(io), 0);
+}
+
 /* A request that was taken but not yet applied is not applied after a later removal by home. */
 TEST_P(Fd, RemovalByHomeInAToldCallbackComesAfterEarlierRequests)
 {

@@ -210,6 +210,20 @@ TEST_P(IOThreads, StopThenJoinThenDestroy)
     EXPECT_EQ(iothread_destroy(io), 0);
 }
 
+TEST_P(IOThreads, DestroyBelowACallbackAfterAJoinEndsIt)
+{
+    IOThreadOptions opts = {};
+    opts.context.monitor = GetParam();
+    ScopedIOThread io(GetParam());
+    IOThread *other = iothread_new("other", &opts);
+    int ret = -1;
+
+    iothread_stop(other);
+    ASSERT_EQ(iothread_join(other), 0);
+    io.Run([&] { ret = iothread_destroy(other); });
+    EXPECT_EQ(ret, 0);
+}
+
 TEST_P(IOThreads, PingPongLosesNoWakeup)
 {
     ScopedIOThread a(GetParam()), b(GetParam());

@@ -434,6 +434,60 @@ TEST_P(Loop, ThreadThatExitsClosesItsZombies)
     home.join();
 }
 
+/* The last reference of a context goes on another thread while home is below one of its callbacks
+ * and polls another context: it must not be closed under the feet of its own iteration. */
+TEST_P(Loop, ZombieIsNotClosedWhileItIsOnTheStack)
+{
+    AioContextOptions opts = {};
+    opts.monitor = GetParam();
+    AioContext *ctx = aio_context_new(&opts), *other = aio_context_new(&opts);
+    bool done = false;
+    Call call{ [&] {
+        std::thread([&] { aio_context_unref(ctx); }).join();
+        aio_poll(other, false);
+        done = true;
+    } };
+
+    aio_bh_schedule_oneshot(ctx, Call::Run, &call);
+    aio_poll(ctx, false);
+    EXPECT_TRUE(done);
+    aio_poll(other, false);
+    aio_context_unref(other);
+}
+
+TEST_P(Loop, ContextFirstPolledAtThreadExitIsEndedToo)
+{
+    AioContextOptions opts = {};
+    opts.monitor = GetParam();
+    AioContext *ctx = aio_context_new(&opts), *late = aio_context_new(&opts);
+    bool ran = false;
+    Call call{ [&] {
+        aio_poll(late, false);
+        ran = true;
+    } };
+
+    std::thread([&] {
+        aio_poll(ctx, false);
+        aio_bh_schedule_oneshot(ctx, Call::Run, &call); /* runs when the thread exits */
+    }).join();
+    EXPECT_TRUE(ran);
+    aio_context_unref(late);
+    aio_context_unref(ctx);
+}
+
+TEST_P(Loop, NeverPolledContextRunsWhatWasAcceptedWhenItCloses)
+{
+    AioContextOptions opts = {};
+    opts.monitor = GetParam();
+    AioContext *ctx = aio_context_new(&opts);
+    bool ran = false;
+    Call call{ [&] { ran = true; } };
+
+    EXPECT_EQ(aio_bh_schedule_oneshot(ctx, Call::Run, &call), 0);
+    aio_context_unref(ctx);
+    EXPECT_TRUE(ran);
+}
+
 TEST_P(Loop, SecondPollerAborts)
 {
     GTEST_FLAG_SET(death_test_style, "threadsafe");

@@ -57,8 +57,9 @@ void aio_context_ref(AioContext *ctx);
 
 /*
  * Gives a reference back; the last one closes the context as iothread_stop() does, with a limit of
- * 10 s. When the home thread lives and is another, it does the closing, when it next polls any
- * context, or exits.  A home thread that exits ends its contexts in the same way.
+ * 10 s.  When the home thread lives and is another, it does the closing, when it next polls any
+ * context, or exits.  A home thread that exits ends its contexts in the same way; the calling
+ * thread becomes the home of one that has none.
  * Thread: any, but not below a callback of the same context.
  */
 void aio_context_unref(AioContext *ctx);
@@ -207,7 +208,7 @@ typedef void EventNotifierHandler(EventNotifier *e);
  * Remove the handlers before closing the fd: otherwise, what the monitor watches is up to the
  * kernel.
  * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM;
- * -ESHUTDOWN when the context has ended.
+ * -ESHUTDOWN on the home thread when the context has ended; elsewhere the change is dropped then.
  * Thread: any.
  */
 int aio_set_fd_handler(AioContext *ctx, int fd, IOHandler *io_read, IOHandler *io_write,
