@@ -12,7 +12,8 @@
 #include "live.h"
 
 #define BUFFER_ALIGNMENT 4096
-#define DRAIN_LIMIT_NS (INT64_C(5) * 1000000000)
+/* At the end of a run: as long as requests end within this time of each other, more are waited for. */
+#define PATIENCE_NS (INT64_C(30) * 1000000000)
 #define BITS_PER_WORD 64
 
 struct slot {
@@ -51,6 +52,7 @@ struct blk_job {
     uint64_t quota, due, issued;
     uint64_t cursor; /* the next block, when it goes in order */
     unsigned in_flight;
+    uint64_t ended, ended_before; /* requests; when the limit was last set */
     unsigned writes_since_flush;
     bool stopping, cancelled;
     bool flush_wanted;
@@ -60,6 +62,7 @@ struct blk_job {
 };
 
 static void begin_stop(struct blk_job *job);
+static void note_failure(struct blk_job *job, const char *what, int64_t offset_bytes, int error);
 
 /* ---- The end of a phase ---------------------------------------------------------------------- */
 
@@ -114,8 +117,12 @@ static void on_limit(void *opaque)
     if (!job->stopping) {
         begin_stop(job);
         finish_if_drained(job);
+    } else if (job->ended != job->ended_before) {
+        job->ended_before = job->ended;
+        timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + PATIENCE_NS);
     } else if (!job->cancelled) {
-        timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + DRAIN_LIMIT_NS);
+        timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + PATIENCE_NS);
+        note_failure(job, "drain", 0, -ETIMEDOUT);
         cancel_all(job);
     } else {
         announce(job, JOB_STUCK);
@@ -199,7 +206,8 @@ static void begin_stop(struct blk_job *job)
     }
     job->stopping = true;
     timer_del(job->tick);
-    timer_mod(job->limit, now + DRAIN_LIMIT_NS);
+    job->ended_before = job->ended;
+    timer_mod(job->limit, now + PATIENCE_NS);
     if (is_open_loop(job)) {
         advance_due(job, now, false);
         live_set(&job->results.counters.unissued, job->due - job->issued);
@@ -235,6 +243,7 @@ static void on_flushed(void *opaque, int ret)
     struct blk_counters *counters = &job->results.counters;
 
     job->flush_acb = NULL;
+    job->ended++;
     job->in_flight--;
     switch (ret) {
     case 0:
@@ -341,6 +350,7 @@ static void put_slot(struct blk_job *job, struct slot *slot)
     slot->next_free = job->free_slots;
     job->free_slots = slot;
     release_block(job, slot->block);
+    job->ended++;
     job->in_flight--;
 }
 
