@@ -119,8 +119,8 @@ struct BlkQueue {
     QEMUBH *finished_bh, *resume_bh, *detach_bh, *close_bh; /* fixed while ctx is set */
     void *drv_queue;                                        /* home */
     bool usable;                                            /* home: the driver can run on ctx */
-    bool
-        abandoned; /* atomic: its context closed with pieces in the kernel; nobody waits for them */
+    bool closing;   /* home: ctx is closing and cancels; nothing new is taken on */
+    bool abandoned; /* atomic: ctx closed with pieces in the kernel; nobody waits for them */
     BlockAIOCB *ready, **ready_tail; /* lock: requests whose range was granted */
     uint64_t quiet_period;           /* lock: fast_writes was seen 0 in this period */
 
@@ -236,6 +236,7 @@ bool blk_range_begin(BlockAIOCB *req);
 void blk_range_end(BlockAIOCB *req);
 void blk_range_keep(BlockAIOCB *req);
 BlockAIOCB *blk_range_take_ready(BlkQueue *q);
+void blk_range_drop_all(BlkQueue *q);
 
 /* drain.c */
 void blk_kick(BlockBackend *blk);

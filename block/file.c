@@ -23,6 +23,7 @@
 /* In the room of each piece. */
 typedef struct FilePiece {
     CqeHandler cqe;
+    AioContext *ctx;
 } FilePiece;
 
 static const BlkOptDesc file_options[] = {
@@ -166,6 +167,14 @@ static void file_prep(struct io_uring_sqe *sqe, void *opaque)
     }
 }
 
+static void file_piece_init(BlkPiece *piece, AioContext *ctx)
+{
+    FilePiece *fp = blk_piece_priv(piece);
+
+    fp->ctx = ctx;
+}
+
+/* Called with the piece's context as the current one; cancel need not be. */
 static void file_submit(BlkPiece *piece)
 {
     FilePiece *fp = blk_piece_priv(piece);
@@ -183,7 +192,7 @@ static void file_cancel(BlkPiece *piece)
     FilePiece *fp = blk_piece_priv(piece);
 
     /* When it cannot be queued the operation just runs to its end. */
-    (void)aio_cancel_sqe(&fp->cqe);
+    (void)aio_context_cancel_sqe(fp->ctx, &fp->cqe);
 }
 
 BlockDriver blk_file_driver = {
@@ -196,6 +205,7 @@ BlockDriver blk_file_driver = {
     .getlength = file_getlength,
     .get_limits = file_get_limits,
     .check_context = file_check_context,
+    .piece_init = file_piece_init,
     .submit = file_submit,
     .cancel = file_cancel,
 };

@@ -7,7 +7,7 @@
 
 typedef struct FileState {
     int fd;
-    int tail_fd;  /* without O_DIRECT, for a tail of odd size; -1: there is none */
+    int tail_fd;  /* without O_DIRECT, to read a tail of odd size; -1: there is none */
     int64_t tail; /* where that begins */
     int64_t length;
     bool direct;

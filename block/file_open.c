@@ -3,10 +3,13 @@
  * The file driver: opening, creating, and finding out what direct I/O asks for.
  *
  * A file is created sparse: its blocks are taken from the file system when they are written, and a
- * full disk shows there.  The length is the file's at opening time.  With direct=on a file whose
- * size is no multiple of the alignment is opened a second time without O_DIRECT: its last, odd part
- * (the tail) goes through the page cache, which the kernel keeps coherent with direct I/O, so the
- * whole file can be reached and no write makes it longer.
+ * full disk shows there.  The length is the file's at opening time.
+ *
+ * With direct=on a file whose size is no multiple of the alignment opens for reading only.  Its
+ * last, odd part (the tail) could only be written through the page cache.  A page there holds the
+ * sectors beside the tail as well, as they were when it was read, and puts them back when it is
+ * written out: over direct writes that have ended since.  Reading the tail that way, on a second fd
+ * without O_DIRECT, makes no page dirty.
  */
 #include "block/file_int.h"
 
@@ -71,13 +74,17 @@ static int open_file(const BlkOptions *opts, int flags, bool *ret_created, char 
                         path);
     }
     if (create) {
-        fd = open(path, flags | O_CREAT | O_EXCL, 0666);
-        if (fd >= 0) {
-            *ret_created = true;
+        /* Where there is no direct I/O, open() with O_DIRECT would make the file, then fail. */
+        fd = open(path, (flags & ~O_DIRECT) | O_CREAT | O_EXCL, 0666);
+        if (fd < 0 && errno != EEXIST) {
+            return fail_errno(ret_why, errno, "create", path);
+        }
+        *ret_created = fd >= 0;
+        if (fd >= 0 && !(flags & O_DIRECT)) {
             return fd;
         }
-        if (errno != EEXIST) {
-            return fail_errno(ret_why, errno, "create", path);
+        if (fd >= 0) {
+            close(fd);
         }
     }
     fd = open(path, flags);
@@ -211,6 +218,15 @@ static int open_tail(FileState *s, const char *path, int flags, char **ret_why)
 
     if (!s->direct || s->tail == s->length) {
         return 0;
+    }
+    if ((flags & O_ACCMODE) != O_RDONLY) {
+        long long more = s->tail + s->offset_align;
+
+        return blk_fail(ret_why, EINVAL,
+                        "option 'direct' is on, but the size of '%s', %lld bytes, is no multiple of "
+                        "%u: it can be read only (read-only=on), unless direct=off, or a size such "
+                        "as %lld (truncate -s %lld)",
+                        path, (long long)s->length, s->offset_align, more, more);
     }
     s->tail_fd = open(path, flags & ~O_DIRECT);
     if (s->tail_fd < 0) {

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rcu/rcu_int.h"
+
 /*
  * Gives back what the queue holds of its context.  No request is in flight.
  * Thread: home, or the one that closes the context when home is gone.
@@ -25,7 +27,9 @@ static void take_down(BlkQueue *q)
     st_relaxed(&q->ctx, NULL); /* from here on nobody schedules its bottom halves */
     pthread_mutex_unlock(&blk->lock);
     if (q->flight_head || q->n_detached) {
-        /* The loop has given up on the kernel, which may still write to the buffers: keep all. */
+        /* The loop has given up on the kernel, which may still write to the buffers: keep all.  But
+         * writes of other contexts must not wait for what nobody will ever hear of. */
+        blk_range_drop_all(q);
         st_seq(&q->abandoned, true);
         blk_ended(blk);
         return;
@@ -48,6 +52,7 @@ static void take_down(BlkQueue *q)
     blk_unpin(blk);
 }
 
+/* Calls nobody back: the loop goes on for a while, and the bottom half does that in it. */
 static void cancel_on_context(AioCloseHook *hook, AioContext *ctx)
 {
     blk_req_cancel_all(container_of(hook, BlkQueue, hook));
@@ -59,6 +64,11 @@ static void closing_context(AioCloseHook *hook, AioContext *ctx)
     BlkQueue *q = container_of(hook, BlkQueue, hook);
 
     blk_req_cancel_all(q);
+    callback_depth.any++;
+    while (q->fin_head) { /* they come to an end: the queue takes no more on */
+        blk_finished_bh(q);
+    }
+    callback_depth.any--;
     take_down(q);
 }
 
@@ -100,7 +110,7 @@ static int set_up(BlkQueue *q, AioContext *ctx)
     q->usable = !drv->check_context || drv->check_context(blk->drv_state, ctx, NULL) == 0;
     q->fin_tail = &q->fin_head;
     q->ready_tail = &q->ready;
-    q->fin_scheduled = false;
+    q->fin_scheduled = q->closing = false;
     ret = make_bhs(q, ctx);
     if (ret < 0) {
         return ret;

@@ -418,19 +418,17 @@ void blk_detach_bh(void *opaque)
     }
 }
 
-/* Asks all requests of the queue to end, and calls back those that have: its context is closing. */
+/* Asks all requests of the queue to end and takes no more on: its context is closing. */
 void blk_req_cancel_all(BlkQueue *q)
 {
     BlockAIOCB *req, *next;
 
+    q->closing = true;
     while (q->held_head) {
         blk_req_cancel(q->held_head, -ECANCELED);
     }
     for (req = q->flight_head; req; req = next) {
         next = req->next;
         blk_req_cancel(req, -ECANCELED);
-    }
-    while (q->fin_head) {
-        blk_finished_bh(q);
     }
 }

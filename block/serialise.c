@@ -285,3 +285,25 @@ BlockAIOCB *blk_range_take_ready(BlkQueue *q)
     pthread_mutex_unlock(&blk->lock);
     return req;
 }
+
+/* Gives back all ranges of a queue whose requests will never end. */
+void blk_range_drop_all(BlkQueue *q)
+{
+    BlockBackend *blk = q->blk;
+    BlkRange *next;
+
+    pthread_mutex_lock(&blk->lock);
+    for (BlkRange *r = blk->ranges; r; r = next) {
+        next = r->next;
+        if (container_of(r, BlockAIOCB, range)->q == q) {
+            if (r->ready) {
+                unready_locked(q, r);
+            }
+            remove_locked(blk, r);
+            r->kind = BLK_RANGE_NONE;
+        }
+    }
+    st_seq(&q->fast_writes, 0);
+    check_quiet_locked(blk);
+    pthread_mutex_unlock(&blk->lock);
+}

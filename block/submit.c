@@ -131,6 +131,10 @@ static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t b
         return NULL;
     }
     q = blk_queue_get(blk, ctx);
+    if (unlikely(q && q->closing)) {
+        errno = ESHUTDOWN;
+        return NULL;
+    }
     req = q ? blk_req_alloc(q) : NULL;
     if (unlikely(!req)) {
         errno = ENOMEM;

@@ -60,7 +60,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  * "null://?size=1G&latency-ns=10000".  A name without a driver is a file.  Sizes take the suffixes
  * k, M, G and T (powers of 1024); switches take on or off; %XX in a value stands for that byte.
  *
- *   file   direct=on|off (off)      bypass the page cache (O_DIRECT)
+ *   file   direct=on|off (off)      bypass the page cache (O_DIRECT); a file whose size is no
+ *                                   multiple of the alignment then opens with read-only=on only
  *          read-only=on|off (off)
  *          create=on|off (off)      make the file when it is not there; needs size
  *          size=N                   with create: the size to make or extend the file to
@@ -147,8 +148,9 @@ typedef struct BlkReqOpts {
  * passed and the cancel won (or the deadline lay in the past: then nothing was issued); -ECANCELED
  * when blk_aio_cancel_async() won; else what the driver says: -EIO, -ENOSPC and so on.
  *
- * Returns a handle for blk_aio_cancel_async(), valid until @cb is called; NULL with errno ENOMEM
- * or, without a current context, EINVAL: then @cb is not called.
+ * Returns a handle for blk_aio_cancel_async(), valid until @cb is called.  NULL: @cb is not called,
+ * and errno says why: ENOMEM; EINVAL without a current context; ESHUTDOWN when that is closing and
+ * has begun to cancel.
  * Thread: one with a current context.  Lifetime: @qiov and its buffers belong to the request until
  * @cb is called.  The backend must not be unreferenced for the last time before the call returns.
  */
