@@ -144,7 +144,7 @@ struct BlkQueue {
 
 /* Someone who waits for requests to end (drain.c). */
 typedef struct BlkWaiter {
-    AioContext *ctx; /* whose loop it polls; NULL: it sleeps on BlockBackend.cond */
+    AioContext *ctx; /* lock: whose loop it polls; NULL: it sleeps on BlockBackend.cond */
     struct BlkWaiter *next;
 } BlkWaiter;
 
@@ -242,6 +242,8 @@ void blk_range_drop_all(BlkQueue *q);
 void blk_kick(BlockBackend *blk);
 void blk_wait_idle(BlockBackend *blk);
 bool blk_queues_idle(BlockBackend *blk);
+/* One iteration of all contexts here whose home the caller is; it is that of one at least. */
+void blk_poll_own(BlockBackend *blk);
 
 /* Says that something ended; call after the store that shows it (sequentially consistent). */
 static inline void blk_ended(BlockBackend *blk)

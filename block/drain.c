@@ -12,7 +12,8 @@
  *          not yet: sleep
  *
  * All sequentially consistent: W2 sees E1, or E2 sees W1.  A home thread sleeps in aio_poll() of
- * its own context and is woken by aio_notify(); others sleep on a condition.
+ * its own context and is woken by aio_notify(); others sleep on a condition.  A thread that is home
+ * to several contexts here cannot sleep in all of them: it goes round.
  *
  * Holding back: who drains raises `held`, then reads next_seq; who submits publishes next_seq, then
  * reads `held`.  Either the one waits for the request, or the other withdraws it into the queue's
@@ -22,8 +23,12 @@
 
 #include <aioctx/rcu.h>
 #include <errno.h>
+#include <time.h>
 
 #include "rcu/rcu_int.h"
+
+/* Between rounds: how late a completion may be seen there. */
+enum { SEVERAL_SLEEP_NS = 200000 };
 
 /* What one waits for in one queue. */
 typedef struct Wait {
@@ -94,9 +99,97 @@ void blk_kick(BlockBackend *blk)
     blk_close_check(blk);
 }
 
-static void wait_for(BlockBackend *blk, Wait *w, AioContext *ctx)
+/* ---- Waiting --------------------------------------------------------------------------------- */
+
+/* The context of @q when the caller is its home, else NULL.  Others' may go when the lock does. */
+static AioContext *own_context(BlkQueue *q)
 {
-    BlkWaiter me = { .ctx = ctx }, **link;
+    AioContext *ctx;
+
+    pthread_mutex_lock(&q->blk->lock);
+    ctx = q->ctx;
+    if (ctx && !in_aio_context_home_thread(ctx)) {
+        ctx = NULL;
+    }
+    pthread_mutex_unlock(&q->blk->lock);
+    return ctx;
+}
+
+/* The context that the caller can block in: its only one here.  Returns how many there are. */
+static unsigned own_contexts(BlockBackend *blk, AioContext **ret_only)
+{
+    AioContext *current = qemu_get_current_aio_context();
+    unsigned n = current != NULL;
+
+    *ret_only = current;
+    for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
+        AioContext *ctx = own_context(q);
+
+        if (ctx && ctx != current) {
+            *ret_only = ctx;
+            n++;
+        }
+    }
+    return n;
+}
+
+/* One round over several contexts of the caller's, none of which may keep it from the others. */
+static void poll_several(BlockBackend *blk)
+{
+    AioContext *current = qemu_get_current_aio_context();
+    bool progress = current && aio_poll(current, false);
+
+    for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
+        AioContext *ctx = own_context(q);
+
+        if (ctx && ctx != current) {
+            progress |= aio_poll(ctx, false);
+        }
+    }
+    if (!progress) {
+        nanosleep(&(struct timespec){ .tv_nsec = SEVERAL_SLEEP_NS }, NULL);
+    }
+}
+
+void blk_poll_own(BlockBackend *blk)
+{
+    AioContext *only;
+
+    if (own_contexts(blk, &only) == 1) {
+        aio_poll(only, true);
+    } else {
+        poll_several(blk);
+    }
+}
+
+/*
+ * Sleeps once, or goes on with what the caller's own contexts have to do: what is waited for may
+ * itself wait for a range that a request on any of them holds.
+ */
+static void wait_once(BlockBackend *blk, Wait *w, BlkWaiter *me)
+{
+    AioContext *only;
+    unsigned n = own_contexts(blk, &only);
+
+    pthread_mutex_lock(&blk->lock);
+    me->ctx = n == 1 ? only : NULL;
+    if (n == 0 && !passed(w)) {
+        pthread_cond_wait(&blk->cond, &blk->lock);
+    }
+    pthread_mutex_unlock(&blk->lock);
+    if (n == 0 || passed(w)) { /* once more: until now blk_kick() may have told another context */
+        return;
+    }
+    if (n == 1) {
+        aio_poll(only, true);
+    } else {
+        poll_several(blk);
+    }
+}
+
+static void wait_for(BlockBackend *blk, Wait *w)
+{
+    BlkWaiter me = { .ctx = NULL }, **link;
 
     if (passed(w)) {
         return;
@@ -105,12 +198,9 @@ static void wait_for(BlockBackend *blk, Wait *w, AioContext *ctx)
     me.next = blk->waiters;
     blk->waiters = &me;
     fetch_add_seq(&blk->watch, 1);
-    while (!ctx && !passed(w)) {
-        pthread_cond_wait(&blk->cond, &blk->lock);
-    }
     pthread_mutex_unlock(&blk->lock);
-    while (ctx && !passed(w)) {
-        aio_poll(ctx, true);
+    while (!passed(w)) {
+        wait_once(blk, w, &me);
     }
     pthread_mutex_lock(&blk->lock);
     for (link = &blk->waiters; *link != &me; link = &(*link)->next) {
@@ -123,30 +213,29 @@ static void wait_for(BlockBackend *blk, Wait *w, AioContext *ctx)
 /* Waits until nothing is left of any request.  Not below a callback. */
 void blk_wait_idle(BlockBackend *blk)
 {
-    AioContext *ctx = qemu_get_current_aio_context();
-
     for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
-        wait_for(blk, &(Wait){ .q = q, .idle = true }, ctx);
+        wait_for(blk, &(Wait){ .q = q, .idle = true });
     }
 }
 
 static int drain(BlockBackend *blk)
 {
-    AioContext *ctx = qemu_get_current_aio_context();
     int ret = 0;
 
     /* What submits to a queue that is made from now on comes after the call. */
     for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
-        Wait w = { .q = q, .own = ctx && ld_relaxed(&q->ctx) == ctx };
+        Wait w = { .q = q, .own = own_context(q) != NULL };
 
         if (!w.own && callback_depth.any > 0) {
             ret = passed(&w) ? ret : -EDEADLK;
         } else {
-            wait_for(blk, &w, ctx);
+            wait_for(blk, &w);
         }
     }
     return ret;
 }
+
+/* ---- The interface --------------------------------------------------------------------------- */
 
 int blk_drain(BlockBackend *blk)
 {
@@ -158,6 +247,7 @@ int blk_drained_begin(BlockBackend *blk)
 {
     rcu_check_may_wait("blk_drained_begin");
     fetch_add_seq(&blk->held, 1);
+    blk_ended(blk); /* who waits for requests that an earlier section held need not any more */
     return drain(blk);
 }
 

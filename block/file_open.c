@@ -222,11 +222,12 @@ static int open_tail(FileState *s, const char *path, int flags, char **ret_why)
     if ((flags & O_ACCMODE) != O_RDONLY) {
         long long more = s->tail + s->offset_align;
 
-        return blk_fail(ret_why, EINVAL,
-                        "option 'direct' is on, but the size of '%s', %lld bytes, is no multiple of "
-                        "%u: it can be read only (read-only=on), unless direct=off, or a size such "
-                        "as %lld (truncate -s %lld)",
-                        path, (long long)s->length, s->offset_align, more, more);
+        return blk_fail(
+            ret_why, EINVAL,
+            "option 'direct' is on, but the size of '%s', %lld bytes, is no multiple of "
+            "%u: it can be read only (read-only=on), unless direct=off, or a size such "
+            "as %lld (truncate -s %lld)",
+            path, (long long)s->length, s->offset_align, more, more);
     }
     s->tail_fd = open(path, flags & ~O_DIRECT);
     if (s->tail_fd < 0) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Synchronous calls.  A home thread submits to its own context and polls that; a plain thread has
- * an iothread of the backend do it, which is made at the first such call.
+ * Synchronous calls.  A home thread submits to its current context and polls that; a plain thread
+ * has an iothread of the backend do it, which is made at the first such call.
  */
 #include "block/block_int.h"
 
@@ -39,9 +39,8 @@ static void call_done(void *opaque, int ret)
 }
 
 /* Submits on the current context; call_done() follows, at once when it cannot be submitted. */
-static void call_submit(void *opaque)
+static BlockAIOCB *call_submit(SyncCall *c)
 {
-    SyncCall *c = opaque;
     BlockBackend *blk = c->blk;
     BlockAIOCB *acb;
 
@@ -65,6 +64,12 @@ static void call_submit(void *opaque)
     if (!acb) {
         call_done(c, -errno);
     }
+    return acb;
+}
+
+static void plain_submit(void *opaque)
+{
+    call_submit(opaque);
 }
 
 /* The context of the backend's own iothread.  Returns 0 or -errno. */
@@ -95,7 +100,7 @@ static int run_plain(SyncCall *c)
     c->plain = true;
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->cond, NULL);
-    ret = aio_bh_schedule_oneshot(ctx, call_submit, c);
+    ret = aio_bh_schedule_oneshot(ctx, plain_submit, c);
     if (ret == 0) {
         pthread_mutex_lock(&c->lock);
         while (!c->done) {
@@ -112,14 +117,19 @@ static int run_plain(SyncCall *c)
 static int run(SyncCall *c, const char *name)
 {
     AioContext *ctx = qemu_get_current_aio_context();
+    BlockAIOCB *acb;
 
     rcu_check_may_wait(name);
     if (!ctx) {
         return run_plain(c);
     }
-    call_submit(c);
+    acb = call_submit(c);
     while (!c->done) {
-        aio_poll(ctx, true);
+        if (acb->state == BLK_REQ_WAITING) {
+            blk_poll_own(c->blk); /* for a range that may be with another context of this thread */
+        } else {
+            aio_poll(ctx, true);
+        }
     }
     return c->ret;
 }

@@ -398,3 +398,16 @@ void MemDisk::Release(AioContext *ctx)
         blk_piece_done(piece, Perform(piece));
     }
 }
+
+void MemDisk::Forget()
+{
+    std::lock_guard<std::mutex> guard(lock_);
+
+    /* Their memory was left behind on purpose: not a leak that anybody should report. */
+    static auto *kept = new std::vector<BlkPiece *>;
+    for (auto &entry : stalled_) {
+        kept->push_back(entry.second);
+    }
+    stalled_.clear();
+    at_once = 0;
+}

@@ -122,6 +122,8 @@ public:
     void ReleaseOne();
     /* Ends all stalled pieces that @ctx submitted.  Thread: its home. */
     void Release(AioContext *ctx = nullptr);
+    /* Drops all stalled pieces, whose requests were given up. */
+    void Forget();
     int Stalled() const
     {
         return at_once;

@@ -227,3 +227,24 @@ TEST(BlkFileSync, PlainThreadsReadAndWriteFiles)
     EXPECT_EQ(blk_pread(blk.get(), 100, 5, in, BdrvRequestFlags()), 0);
     EXPECT_EQ(std::string(in, 5), "plain");
 }
+
+TEST_F(BlkFile, ACancelGoesToTheContextOfTheRequest)
+{
+    LocalContext a("io_uring"), b("io_uring");
+    Blk blk = Open(Spec("create=on&size=1M"));
+    Buffer buf(4096);
+    Result r;
+    AioContextStats before, after, other;
+
+    qemu_set_current_aio_context(a.get());
+    BlockAIOCB *acb = blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &r);
+    qemu_set_current_aio_context(b.get());
+    aio_context_get_stats(a.get(), &before);
+    blk_aio_cancel_async(acb);
+    aio_context_get_stats(a.get(), &after);
+    aio_context_get_stats(b.get(), &other);
+    EXPECT_EQ(after.sqes, before.sqes + 1);
+    EXPECT_EQ(other.sqes, 0u);
+    ASSERT_TRUE(a.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_TRUE(r.ret == 0 || r.ret == -ECANCELED) << r.ret;
+}
