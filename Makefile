@@ -27,7 +27,8 @@ configure:
 
 demo:
 	@scripts/install-deps
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory configure
+	ninja -C $(BUILD) -j $(JOBS) tools/aioctx-blk
 	@scripts/demo $(BUILD)
 
 check:

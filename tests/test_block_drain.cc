@@ -12,7 +12,7 @@ static BlockAIOCB *Read(BlockBackend *blk, Buffer *buf, Result *r)
     return blk_aio_preadv(blk, 0, &buf->qiov, BdrvRequestFlags(), Ended, r);
 }
 
-/* Waits for streams of requests that have just been told to stop.  A callback that was past its look
+/* Waits for streams of requests just told to stop.  A callback that was past its look
  * at the switch may have submitted one more, which comes after the first drain. */
 static void DrainStreams(BlockBackend *blk)
 {

@@ -127,7 +127,7 @@ TEST_P(Loop, DeadlineIsTheWaitsTimeout)
     Call call{ [&] { fired = true; } };
     QEMUTimer *ts = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_NS, Call::Run, &call);
 
-    /* Where this thread does not get to run for as long as the deadline is away, there is no sleep. */
+    /* Where this thread does not get to run until the deadline has passed, there is no sleep. */
     for (int64_t ms = 10; ctx.Stats().wakeups_timeout == 0; ms *= 2) {
         int64_t deadline = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + ms * SCALE_MS;
         uint64_t before = ctx.Stats().iterations;

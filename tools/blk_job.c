@@ -12,7 +12,7 @@
 #include "live.h"
 
 #define BUFFER_ALIGNMENT 4096
-/* At the end of a run: as long as requests end within this time of each other, more are waited for. */
+/* At the end of a run: while requests end within this time of each other, more are waited for. */
 #define PATIENCE_NS (INT64_C(30) * 1000000000)
 #define BITS_PER_WORD 64
 
