@@ -308,8 +308,8 @@ static const char *judge(const struct app *app, bool laid_out)
         if (failure->what && strcmp(failure->what, "flush") == 0) {
             blk_complain("io%u: flush failed: %s", i, strerror(failure->error));
         } else if (failure->what && strcmp(failure->what, "drain") == 0) {
-            blk_complain("io%u: at the end no request ended for 30 s; what was left was cancelled",
-                         i);
+            blk_complain(
+                "io%u: at the end no request ended for too long; what was left was cancelled", i);
         } else if (failure->what) {
             blk_complain("io%u: %s of %u bytes at offset %lld failed: %s", i, failure->what,
                          app->opt.bs_bytes, (long long)failure->offset_bytes,

@@ -12,8 +12,10 @@
 #include "live.h"
 
 #define BUFFER_ALIGNMENT 4096
-/* At the end of a run: while requests end within this time of each other, more are waited for. */
-#define PATIENCE_NS (INT64_C(30) * 1000000000)
+/* At the end of a run: while requests end within this time of each other, more are waited for.  A
+ * flush may have gigabytes to write, and cannot be recalled. */
+#define PATIENCE_NS (INT64_C(10) * 1000000000)
+#define FLUSH_PATIENCE_NS (INT64_C(120) * 1000000000)
 #define BITS_PER_WORD 64
 
 struct slot {
@@ -110,6 +112,13 @@ static void cancel_all(struct blk_job *job)
     }
 }
 
+static void wait_patiently(struct blk_job *job)
+{
+    int64_t patience_ns = job->flush_acb ? FLUSH_PATIENCE_NS : PATIENCE_NS;
+
+    timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + patience_ns);
+}
+
 static void on_limit(void *opaque)
 {
     struct blk_job *job = opaque;
@@ -119,9 +128,9 @@ static void on_limit(void *opaque)
         finish_if_drained(job);
     } else if (job->ended != job->ended_before) {
         job->ended_before = job->ended;
-        timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + PATIENCE_NS);
+        wait_patiently(job);
     } else if (!job->cancelled) {
-        timer_mod(job->limit, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + PATIENCE_NS);
+        wait_patiently(job);
         note_failure(job, "drain", 0, -ETIMEDOUT);
         cancel_all(job);
     } else {
@@ -207,7 +216,7 @@ static void begin_stop(struct blk_job *job)
     job->stopping = true;
     timer_del(job->tick);
     job->ended_before = job->ended;
-    timer_mod(job->limit, now + PATIENCE_NS);
+    wait_patiently(job);
     if (is_open_loop(job)) {
         advance_due(job, now, false);
         live_set(&job->results.counters.unissued, job->due - job->issued);
