@@ -67,7 +67,6 @@ struct AioHandler {
     bool removed;              /* call nothing any more; free when nothing below refers to it */
     bool queued;               /* its completion is among ctx->done */
     bool armed;                /* io_uring: a poll request is in the kernel or on its way there */
-    bool rearm;                /* io_uring: is on the list of handlers to arm */
     struct fd_request *told;   /* removals to be told of once busy is 0 */
     CqeHandler ready;          /* its completion: res is a POLL* mask */
     AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, ppoll watched */
@@ -154,6 +153,33 @@ static inline void context_complete(AioContext *ctx, CqeHandler *handler)
     ctx->done_tail = &handler->next;
 }
 
+/* Whether a completion is a user's, and not a handler's: add_sqe keeps the operation's code, plus
+ * one, in `reserved`. */
+static inline bool op_is_users(const CqeHandler *handler)
+{
+    return handler->reserved != 0;
+}
+
+/* Puts a handler on the monitor's list, and takes it off; it is on one when pprev is not NULL. */
+static inline void handler_link(AioHandler **list, AioHandler *h)
+{
+    h->next = *list;
+    h->pprev = list;
+    if (h->next) {
+        h->next->pprev = &h->next;
+    }
+    *list = h;
+}
+
+static inline void handler_unlink(AioHandler *h)
+{
+    *h->pprev = h->next;
+    if (h->next) {
+        h->next->pprev = h->pprev;
+    }
+    h->pprev = NULL;
+}
+
 /* ---- Between the files of this folder -------------------------------------------------------- */
 
 /* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
@@ -182,7 +208,5 @@ bool handlers_have_requests(AioContext *ctx);
 void handlers_drop_all(AioContext *ctx);
 /* Drops what was asked for after the end, and tells who wanted to be told. */
 void handlers_drop_requests(AioContext *ctx);
-/* Whether a completion is that of an fd handler. */
-bool handlers_own(const CqeHandler *handler);
 
 #endif

@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
@@ -180,7 +179,7 @@ static CqeHandler *pop_done(AioContext *ctx)
 
 static void dispatch_one(AioContext *ctx, CqeHandler *handler)
 {
-    if (!handlers_own(handler)) {
+    if (op_is_users(handler)) {
         ctx->inflight_ops--;
         ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
     }
@@ -263,15 +262,6 @@ static bool in_flight(AioContext *ctx)
     return ctx->inflight_ops || ctx->inflight_other;
 }
 
-/* Not QEMU_CLOCK_REALTIME, whose source a program may have replaced by one that stands still. */
-static int64_t monotonic_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
-}
-
 /*
  * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom
  * halves that schedule themselves for ever get a number of passes.  Returns whether nothing is in
@@ -279,12 +269,12 @@ static int64_t monotonic_ns(void)
  */
 static bool quiesce(AioContext *ctx, int64_t limit_ns)
 {
-    int64_t end = monotonic_ns() + limit_ns, now;
+    int64_t end = clock_monotonic_ns() + limit_ns, now;
     int passes = 1000;
 
     while (in_flight(ctx) ||
            ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && passes-- > 0)) {
-        now = monotonic_ns();
+        now = clock_monotonic_ns();
         if (now >= end) {
             return !in_flight(ctx);
         }
@@ -330,9 +320,9 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
  * that not come within the limits, those that were accepted run once more. */
 static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    int64_t end = monotonic_ns() + limit_ns;
+    int64_t end = clock_monotonic_ns() + limit_ns;
 
-    for (int i = 0; i < 100 && quiesce(ctx, end - monotonic_ns()); i++) {
+    for (int i = 0; i < 100 && quiesce(ctx, end - clock_monotonic_ns()); i++) {
         if (bh_timeout(ctx) > 0) {
             bh_poll(ctx); /* idle ones: now, not in 10 ms */
         }

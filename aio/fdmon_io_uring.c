@@ -39,7 +39,6 @@ struct uring_mon {
     bool wake_armed;
     bool woken;           /* the read has completed since this wait began */
     bool reg_ring;        /* the ring fd is registered with the home thread */
-    bool must_enter;      /* no TASKRUN flag tells of deferred work */
     unsigned enter_flags; /* of every wait */
     uint64_t inflight;    /* all with a CqeHandler, our own included */
 };
@@ -107,7 +106,6 @@ static int uring_init(AioContext *ctx, unsigned entries)
         return ret;
     }
     m->wake.cb = own_completion;
-    m->must_enter = (flags & IORING_SETUP_COOP_TASKRUN) && !(flags & IORING_SETUP_TASKRUN_FLAG);
     m->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
     if (m->ring.features & IORING_FEAT_NO_IOWAIT) {
         m->enter_flags |= IORING_ENTER_NO_IOWAIT;
@@ -144,11 +142,6 @@ static unsigned flush_sq(struct io_uring_sq *sq)
         io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
     }
     return sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);
-}
-
-static bool op_is_users(const CqeHandler *handler)
-{
-    return handler->reserved != 0;
 }
 
 /* Takes one completion out of the ring. */
@@ -248,26 +241,6 @@ static void queue_own(struct uring_mon *m, struct io_uring_sqe *sqe, CqeHandler 
 
 /* ---- Fds ------------------------------------------------------------------------------------- */
 
-static void list_to_arm(struct uring_mon *m, AioHandler *h)
-{
-    h->rearm = true;
-    h->next = m->to_arm;
-    h->pprev = &m->to_arm;
-    if (h->next) {
-        h->next->pprev = &h->next;
-    }
-    m->to_arm = h;
-}
-
-static void unlist_to_arm(AioHandler *h)
-{
-    h->rearm = false;
-    *h->pprev = h->next;
-    if (h->next) {
-        h->next->pprev = h->pprev;
-    }
-}
-
 static void arm_all(AioContext *ctx, struct uring_mon *m)
 {
     AioHandler *h;
@@ -275,7 +248,7 @@ static void arm_all(AioContext *ctx, struct uring_mon *m)
     while ((h = m->to_arm)) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
-        unlist_to_arm(h);
+        handler_unlink(h);
         io_uring_prep_poll_add(sqe, h->fd, h->events);
         queue_own(m, sqe, &h->ready);
         h->armed = true;
@@ -299,26 +272,27 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
         io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events,
                                   IORING_POLL_UPDATE_EVENTS);
         queue_own(m, sqe, NULL);
-    } else if (!h->rearm && !h->queued) {
-        list_to_arm(m, h);
+    } else if (!h->pprev && !h->queued) {
+        handler_link(&m->to_arm, h);
     }
 }
 
 static void uring_rewatch(AioContext *ctx, AioHandler *h)
 {
-    if (!h->rearm && !h->armed) {
-        list_to_arm(ctx->mon_state, h);
+    struct uring_mon *m = ctx->mon_state;
+
+    if (!h->pprev && !h->armed) {
+        handler_link(&m->to_arm, h);
     }
 }
 
-/* Submitting the removal is not enough: the request holds the file until its completion is there.
- * */
+/* Submitting the removal is not enough: the request holds the file until it has completed. */
 static void uring_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
 
-    if (h->rearm) {
-        unlist_to_arm(h);
+    if (h->pprev) {
+        handler_unlink(h);
     }
     if (h->armed) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
@@ -355,8 +329,7 @@ static int uring_wait(AioContext *ctx, int64_t timeout_ns)
     if (io_uring_cq_ready(&m->ring) || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
         timeout_ns = 0; /* something is there: look, do not wait */
     }
-    if (to_submit || timeout_ns != 0 || m->must_enter ||
-        (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
+    if (to_submit || timeout_ns != 0 || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
         ret = enter(ctx, m, timeout_ns != 0, timeout_ns > 0 ? &ts : NULL);
     }
     reap(ctx, m);

@@ -77,12 +77,7 @@ static void ppoll_watch(AioContext *ctx, AioHandler *h)
     if (h->pprev) {
         return;
     }
-    h->next = m->watched;
-    h->pprev = &m->watched;
-    if (h->next) {
-        h->next->pprev = &h->next;
-    }
-    m->watched = h;
+    handler_link(&m->watched, h);
     m->count++;
 }
 
@@ -93,11 +88,7 @@ static void ppoll_unwatch(AioContext *ctx, AioHandler *h)
     if (!h->pprev) {
         return;
     }
-    *h->pprev = h->next;
-    if (h->next) {
-        h->next->pprev = h->pprev;
-    }
-    h->pprev = NULL;
+    handler_unlink(h);
     m->count--;
     m->changed = true;
 }

@@ -94,8 +94,7 @@ static void call_handler(AioHandler *h, IOHandler *func)
     }
 }
 
-/* The fd is not open, or not one that can be polled: watching it again would end at once for ever.
- * */
+/* The fd is not open, or cannot be polled: watching it again would end at once for ever. */
 static bool is_beyond_watching(const CqeHandler *ready)
 {
     return ready->res == -EBADF || ready->res == -EINVAL ||
@@ -120,18 +119,17 @@ static void dispatch(CqeHandler *ready)
 {
     AioHandler *h = container_of(ready, AioHandler, ready);
     AioContext *ctx = h->ctx;
-    uint32_t revents = is_beyond_watching(ready) ? POLLERR : (uint32_t)ready->res;
+    bool lost = is_beyond_watching(ready);
+    /* ECANCELED: so some kernels change the events; ENOMEM: try again. */
+    uint32_t revents = lost ? POLLERR : ready->res < 0 ? 0 : (uint32_t)ready->res;
 
     h->queued = false;
     if (h->removed) {
         free_unless_used(h);
         return;
     }
-    if (ready->res < 0 && !is_beyond_watching(ready)) {
-        revents = 0; /* ECANCELED: so some kernels change the events; ENOMEM: try again */
-    }
     callback_begins(h);
-    if (is_beyond_watching(ready)) {
+    if (lost) {
         h->events = 0; /* until new handlers are set */
         ctx->mon->unwatch(ctx, h);
     } else { /* before the callbacks, so that a nested poll sees what they leave */
@@ -286,11 +284,6 @@ bool handlers_apply_requests(AioContext *ctx)
 bool handlers_have_requests(AioContext *ctx)
 {
     return ld_seq(&ctx->fd_requests) || ctx->fd_first || ctx->fd_told;
-}
-
-bool handlers_own(const CqeHandler *handler)
-{
-    return handler->cb == dispatch;
 }
 
 void handlers_drop_all(AioContext *ctx)

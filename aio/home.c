@@ -27,8 +27,7 @@ static bool is_mine(const AioContext *ctx)
     return c != NULL;
 }
 
-/* Takes the right to close @ctx, if it is a zombie.  Only one caller gets it, nested ones included.
- * */
+/* Takes the right to close @ctx, if it is a zombie: one caller gets it, nested ones included. */
 static bool take_zombie(AioContext *ctx, bool exiting)
 {
     pthread_mutex_lock(&ctx->lock);

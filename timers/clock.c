@@ -15,6 +15,7 @@
 #include "rcu/rcu_int.h"
 #include "rcu/util_int.h"
 #include "timers/list_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <aioctx/rcu.h>
 #include <errno.h>
@@ -67,6 +68,11 @@ static int64_t read_posix_clock(clockid_t id)
     return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
 }
 
+int64_t clock_monotonic_ns(void)
+{
+    return read_posix_clock(CLOCK_MONOTONIC);
+}
+
 static int64_t read_host_ticks(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -76,7 +82,7 @@ static int64_t read_host_ticks(void)
     __asm__ volatile("mrs %0, cntvct_el0" : "=r"(v));
     return v;
 #else
-    return read_posix_clock(CLOCK_MONOTONIC);
+    return clock_monotonic_ns();
 #endif
 }
 
@@ -84,7 +90,7 @@ static int64_t read_real(QEMUClockType type)
 {
     switch (type) {
     case QEMU_CLOCK_REALTIME:
-        return read_posix_clock(CLOCK_MONOTONIC);
+        return clock_monotonic_ns();
     case QEMU_CLOCK_HOST:
         return read_posix_clock(CLOCK_REALTIME);
     default:

@@ -107,10 +107,12 @@ static inline struct timer_class *class_of(QEMUTimerList *tl, const QEMUTimer *t
 
 /* The rest is for a caller that holds the list's lock. */
 
-/* Takes an armed timer out of where it waits; its class must be published afterwards.  The first
- * form leaves expire_time to a caller who arms it again, so that no reader sees it not armed. */
+/* Takes an armed timer out of where it waits, for a caller who arms it again: expire_time stays, so
+ * that no reader sees it not armed.  Its class must be published afterwards. */
 void timerlist_take_out_locked(QEMUTimerList *tl, QEMUTimer *ts);
-void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts);
+
+/* Disarms a timer and publishes its class.  Returns whether it was armed. */
+bool timerlist_cancel_locked(QEMUTimerList *tl, QEMUTimer *ts);
 
 /* Gives a timer that a pass has taken out an earlier deadline: it stays in that pass. */
 void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns);

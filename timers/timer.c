@@ -144,10 +144,7 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
     if (ts->state & TIMER_HEAP) {
         die_misuse(call, "the timer is from timer_new(); timer_free() it");
     }
-    if (is_armed(ts)) {
-        timerlist_disarm_locked(tl, ts);
-        timerlist_publish_locked(class_of(tl, ts));
-    }
+    timerlist_cancel_locked(tl, ts);
     run = sync ? timerlist_find_run_locked(tl, ts) : NULL;
     if (run && callback_depth.any) {
         ret = -EDEADLK;
@@ -260,10 +257,7 @@ void timer_free(QEMUTimer *ts)
     ht = container_of(ts, struct heap_timer, timer);
     st_release(&ts->state, ts->state | TIMER_DEAD);
     walk_remove_locked(ht);
-    if (is_armed(ts)) {
-        timerlist_disarm_locked(tl, ts);
-        timerlist_publish_locked(class_of(tl, ts));
-    }
+    timerlist_cancel_locked(tl, ts);
     run = timerlist_find_run_locked(tl, ts);
     if (run) {
         run->reap = true;
@@ -339,12 +333,8 @@ bool timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time)
 bool timer_del(QEMUTimer *ts)
 {
     QEMUTimerList *tl = lock_timer(ts, "timer_del");
-    bool armed = is_armed(ts);
+    bool armed = timerlist_cancel_locked(tl, ts);
 
-    if (armed) {
-        timerlist_disarm_locked(tl, ts);
-        timerlist_publish_locked(class_of(tl, ts));
-    }
     pthread_mutex_unlock(&tl->lock);
     return armed;
 }
@@ -354,16 +344,12 @@ int timer_del_sync(QEMUTimer *ts)
     struct timer_waiter waiter;
     struct timer_run *run;
     QEMUTimerList *tl;
-    int ret = 0;
+    int ret;
 
     rcu_check_may_wait("timer_del_sync");
     tl = lock_timer(ts, "timer_del_sync");
     timerlist_get(tl); /* the callback may free the timer, and its reference with it */
-    if (is_armed(ts)) {
-        timerlist_disarm_locked(tl, ts);
-        timerlist_publish_locked(class_of(tl, ts));
-        ret = 1;
-    }
+    ret = timerlist_cancel_locked(tl, ts);
     run = timerlist_find_run_locked(tl, ts);
     if (run && callback_depth.any) {
         ret = -EDEADLK;

@@ -88,6 +88,13 @@ void timerlist_put(QEMUTimerList *tl)
     }
 }
 
+/* The class is still to be published. */
+static void disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    timerlist_take_out_locked(tl, ts);
+    st_release(&ts->expire_time, -1);
+}
+
 static void disarm_all_locked(QEMUTimerList *tl)
 {
     for (int i = 0; i < CLASS_MAX; i++) {
@@ -95,7 +102,7 @@ static void disarm_all_locked(QEMUTimerList *tl)
         QEMUTimer *ts;
 
         while ((ts = cls->due_first ? cls->due_first : timer_queue_peek(&cls->queue))) {
-            timerlist_disarm_locked(tl, ts);
+            disarm_locked(tl, ts);
         }
         timerlist_publish_locked(cls);
     }
@@ -179,12 +186,6 @@ void timerlist_take_out_locked(QEMUTimerList *tl, QEMUTimer *ts)
     }
 }
 
-void timerlist_disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
-{
-    timerlist_take_out_locked(tl, ts);
-    st_release(&ts->expire_time, -1);
-}
-
 bool timerlist_publish_locked(struct timer_class *cls)
 {
     const QEMUTimer *queued = timer_queue_peek(&cls->queue);
@@ -201,6 +202,16 @@ bool timerlist_publish_locked(struct timer_class *cls)
         st_release(&cls->head, head);
     }
     return false;
+}
+
+bool timerlist_cancel_locked(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    if (ts->place == PLACE_NONE) {
+        return false;
+    }
+    disarm_locked(tl, ts);
+    timerlist_publish_locked(class_of(tl, ts));
+    return true;
 }
 
 void timerlist_unlock_notify(QEMUTimerList *tl, bool forward)
@@ -284,12 +295,8 @@ void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
 
 static void wake_waiters_locked(QEMUTimerList *tl, struct timer_run *run)
 {
-    bool disarm = run->ts && run->ts->place != PLACE_NONE;
+    bool disarm = run->ts && timerlist_cancel_locked(tl, run->ts);
 
-    if (disarm) {
-        timerlist_disarm_locked(tl, run->ts);
-        timerlist_publish_locked(class_of(tl, run->ts));
-    }
     for (struct timer_waiter *w = run->waiters, *next; w; w = next) {
         next = w->next;
         w->disarmed = disarm; /* one arming: the first waiter reports it */
@@ -387,8 +394,7 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     }
     tl->depth++;
     while ((ts = first_due(tl)) && ld_seq(&clock->enabled)) {
-        timerlist_disarm_locked(tl, ts);
-        timerlist_publish_locked(class_of(tl, ts));
+        timerlist_cancel_locked(tl, ts);
         run_timer_locked(tl, ts);
         ran = true;
     }

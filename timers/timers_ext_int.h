@@ -9,4 +9,8 @@
  * freed.  timerlistgroup_deinit() is to follow.  Thread: the one that runs the lists. */
 void timerlistgroup_close(QEMUTimerListGroup *tlg);
 
+/* CLOCK_MONOTONIC itself, whatever the source of QEMU_CLOCK_REALTIME was replaced by.  Thread: any.
+ * */
+int64_t clock_monotonic_ns(void);
+
 #endif
