@@ -20,6 +20,11 @@
  * notify that finds the thread awake stays counted, and the next blocking poll does not sleep: the
  * caller may have set a flag that the home thread had looked at before.
  *
+ * Precise mode's polling needs no announcement: it looks at the sources of work once, and then
+ * reaps and compares the count with the one that it had seen before that look, in turns.  What the
+ * look missed was published after it, and adds to the count.  The notifier finds no ASLEEP, and
+ * makes no system call.
+ *
  * Sources of work: bh_stack, fd_requests, the head words of the timer lists (timers/list_int.h),
  * and, home thread only, the completions that were reaped but not yet dispatched.
  */
@@ -52,6 +57,10 @@ enum { DISPATCH_BATCH = 64 };
 /* An idle bottom half runs after this long at the latest. */
 #define IDLE_BH_NS INT64_C(10000000)
 
+/* Deadlines of waits, beside times of CLOCK_MONOTONIC. */
+#define WAIT_NOT INT64_C(0)
+#define WAIT_FOREVER INT64_MAX
+
 /* The handlers of one fd.  Home thread only. */
 struct AioHandler {
     AioContext *ctx;
@@ -79,6 +88,7 @@ struct AioContext {
     struct fd_request *fd_requests;             /* atomic: likewise */
     uint64_t notifies_sent;                     /* atomic */
     unsigned refs;                              /* atomic */
+    int64_t precise_ns;                         /* atomic: the lead of precise mode; 0: off */
 
     /* Fixed from aio_context_new() on. */
     const FDMonOps *mon __attribute__((aligned(64)));
@@ -125,9 +135,9 @@ struct FDMonOps {
     int (*init)(AioContext *ctx, unsigned entries);
     /* The calling thread is home from now on. */
     void (*attach)(AioContext *ctx);
-    /* Submits what is queued and waits: timeout_ns 0 not at all, below 0 without limit.  Returns 0,
-     * or -EINTR when a signal ended the wait. */
-    int (*wait)(AioContext *ctx, int64_t timeout_ns);
+    /* Submits what is queued and waits until deadline_ns, a time of CLOCK_MONOTONIC; WAIT_NOT: not
+     * at all; WAIT_FOREVER: without limit.  Returns 0, or -EINTR when a signal ended the wait. */
+    int (*wait)(AioContext *ctx, int64_t deadline_ns);
     /* Handler is new, or its events have changed; events is not 0. */
     void (*watch)(AioContext *ctx, AioHandler *h);
     /* When this returns the kernel has let go of the fd; h->ready may still be queued. */
@@ -180,12 +190,30 @@ static inline void handler_unlink(AioHandler *h)
     h->pprev = NULL;
 }
 
+/* Whether there is work for bh_poll() and handlers_apply_requests().  Inline, since a call of them
+ * after a sleep would first have to fetch their code from memory. */
+static inline bool bh_is_any(AioContext *ctx)
+{
+    return ctx->bh_first || ld_seq(&ctx->bh_stack);
+}
+
+static inline bool handlers_have_requests(AioContext *ctx)
+{
+    return ld_seq(&ctx->fd_requests) || ctx->fd_first || ctx->fd_told;
+}
+
 /* ---- Between the files of this folder -------------------------------------------------------- */
 
 /* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
 void context_enter_home(AioContext *ctx, const char *call);
-/* context.c: one iteration that waits @max_wait_ns at most; below 0: without limit. */
-bool context_iterate(AioContext *ctx, int64_t max_wait_ns);
+/* context.c: one iteration that waits until @limit_ns at most: a time of CLOCK_MONOTONIC, WAIT_NOT
+ * or WAIT_FOREVER. */
+bool context_iterate(AioContext *ctx, int64_t limit_ns);
+/* wait.c: what aio_compute_timeout() returns. */
+int64_t wait_compute_timeout(AioContext *ctx);
+/* wait.c: waits until there is something to do, @limit_ns at most, which is as above.  Whatever has
+ * completed is on ctx->done. */
+void wait_for_events(AioContext *ctx, int64_t limit_ns);
 /* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
 void context_notify_from_timer(void *opaque, QEMUClockType type);
 /* context.c: ends all that the context does; see iothread_stop(). */
@@ -204,7 +232,6 @@ void bh_drop_all(AioContext *ctx);
 
 /* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
 bool handlers_apply_requests(AioContext *ctx);
-bool handlers_have_requests(AioContext *ctx);
 void handlers_drop_all(AioContext *ctx);
 /* Drops what was asked for after the end, and tells who wanted to be told. */
 void handlers_drop_requests(AioContext *ctx);

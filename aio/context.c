@@ -86,6 +86,12 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
 {
     int ret;
 
+    if (opts->precise_ns < 0) {
+        fprintf(stderr, "aioctx: AioContextOptions.precise_ns is %lld; it is 0 (off) or more\n",
+                (long long)opts->precise_ns);
+        return -EINVAL;
+    }
+    ctx->precise_ns = opts->precise_ns;
     ctx->wake_fd = eventfd(0, EFD_CLOEXEC);
     if (ctx->wake_fd < 0) {
         return -errno;
@@ -269,16 +275,15 @@ static bool in_flight(AioContext *ctx)
  */
 static bool quiesce(AioContext *ctx, int64_t limit_ns)
 {
-    int64_t end = clock_monotonic_ns() + limit_ns, now;
+    int64_t end = clock_monotonic_ns() + limit_ns;
     int passes = 1000;
 
     while (in_flight(ctx) ||
            ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && passes-- > 0)) {
-        now = clock_monotonic_ns();
-        if (now >= end) {
+        if (clock_monotonic_ns() >= end) {
             return !in_flight(ctx);
         }
-        context_iterate(ctx, end - now);
+        context_iterate(ctx, end);
     }
     return true;
 }
@@ -403,59 +408,10 @@ void aio_context_unref(AioContext *ctx)
 
 /* ---- The loop -------------------------------------------------------------------------------- */
 
-static int64_t compute_timeout(AioContext *ctx)
-{
-    int64_t timeout;
-
-    if (ctx->done || handlers_have_requests(ctx)) {
-        return 0;
-    }
-    timeout = bh_timeout(ctx);
-    if (timeout != 0) {
-        timeout = qemu_soonest_timeout(timeout, timerlistgroup_deadline_ns(&ctx->tlg));
-    }
-    return timeout;
-}
-
 int64_t aio_compute_timeout(AioContext *ctx)
 {
     context_enter_home(ctx, "aio_compute_timeout");
-    return compute_timeout(ctx);
-}
-
-/* Announces the sleep before the look at what there is to do; see aio_int.h. */
-static int64_t begin_sleep(AioContext *ctx, int64_t max_wait_ns)
-{
-    if (ctx->done || !wake_begin_sleep(ctx)) {
-        return 0;
-    }
-    return qemu_soonest_timeout(max_wait_ns, compute_timeout(ctx));
-}
-
-static void count_wakeup(AioContext *ctx, int ret, bool notified)
-{
-    AioContextStats *st = &ctx->stats;
-
-    count_own(&st->sleeps, 1);
-    count_own(notified        ? &st->wakeups_notify
-              : ctx->done     ? &st->wakeups_event
-              : ret == -EINTR ? &st->wakeups_signal
-                              : &st->wakeups_timeout,
-              1);
-}
-
-static void wait_for_events(AioContext *ctx, int64_t max_wait_ns)
-{
-    int64_t timeout = max_wait_ns == 0 ? 0 : begin_sleep(ctx, max_wait_ns);
-    int ret = ctx->mon->wait(ctx, timeout);
-
-    if (max_wait_ns != 0) {
-        bool notified = wake_end_sleep(ctx);
-
-        if (timeout != 0) {
-            count_wakeup(ctx, ret, notified);
-        }
-    }
+    return wait_compute_timeout(ctx);
 }
 
 static bool dispatch_done(AioContext *ctx)
@@ -470,16 +426,16 @@ static bool dispatch_done(AioContext *ctx)
     return n > 0;
 }
 
-bool context_iterate(AioContext *ctx, int64_t max_wait_ns)
+bool context_iterate(AioContext *ctx, int64_t limit_ns)
 {
     AioContext *before = home_begin_iteration(ctx);
     bool progress;
 
     ctx->depth++;
     count_own(&ctx->stats.iterations, 1);
-    wait_for_events(ctx, max_wait_ns);
-    progress = handlers_apply_requests(ctx);
-    progress |= bh_poll(ctx);
+    wait_for_events(ctx, limit_ns);
+    progress = handlers_have_requests(ctx) && handlers_apply_requests(ctx);
+    progress |= bh_is_any(ctx) && bh_poll(ctx);
     progress |= dispatch_done(ctx);
     if (timerlistgroup_run_timers(&ctx->tlg)) {
         count_own(&ctx->stats.timers, 1);
@@ -495,7 +451,17 @@ bool aio_poll(AioContext *ctx, bool blocking)
     context_enter_home(ctx, "aio_poll");
     rcu_check_may_wait("aio_poll");
     home_close_zombies();
-    return context_iterate(ctx, blocking ? -1 : 0);
+    return context_iterate(ctx, blocking ? WAIT_FOREVER : WAIT_NOT);
+}
+
+void aio_context_set_precise(AioContext *ctx, int64_t lead_ns)
+{
+    if (lead_ns < 0) {
+        die_misuse("aio_context_set_precise", "lead_ns is %lld; it is 0 (off) or more",
+                   (long long)lead_ns);
+    }
+    st_seq(&ctx->precise_ns, lead_ns);
+    aio_notify(ctx); /* a sleep that has begun ends where the old lead said */
 }
 
 void context_notify_from_timer(void *opaque, QEMUClockType type)

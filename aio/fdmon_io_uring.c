@@ -3,7 +3,9 @@
  * The io_uring monitor: fds, operations, wake-ups and the deadline in one ring.
  *
  * One io_uring_enter(2) submits what was queued since the last one and waits, with the deadline as
- * an argument of the wait.  When there is nothing to submit and nothing to wait for there is none.
+ * an argument of the wait: a point in time where the kernel takes one (6.12), else how long from
+ * now, which comes late by what the call itself takes.  When there is nothing to submit and nothing
+ * to wait for there is none.
  *
  * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll
  * request looks at the fd's state when it arrives, so that handlers are level-triggered.  The wake
@@ -15,6 +17,7 @@
  * Source: io_uring_enter(2), io_uring_setup(2), io_uring_prep_poll_add(3).
  */
 #include "aio/aio_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -23,7 +26,10 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* Newer than liburing 2.3's headers.  Neither changes the ring's layout. */
+/* Newer than liburing 2.3's headers.  None changes the ring's layout. */
+#ifndef IORING_ENTER_ABS_TIMER
+#define IORING_ENTER_ABS_TIMER (1U << 5)
+#endif
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17)
 #endif
@@ -66,6 +72,13 @@ static const unsigned setup_flags[] = {
     0,
 };
 
+/*
+ * Counts closed rings.  A new ring may get a closed one's addresses from the kernel, and liburing
+ * makes these system calls by itself, so that ThreadSanitizer does not see the old mapping go: this
+ * tells it that what was done to the old ring came before.
+ */
+static unsigned rings_closed; /* atomic: written before a ring is unmapped, read after mapping */
+
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
     /* RSRC_TAGS stands for 5.13, which can change the events of a poll request in the kernel. */
@@ -84,6 +97,7 @@ static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags
         ret = io_uring_queue_init_params(entries, &m->ring, &p);
         *ret_flags = setup_flags[i];
     }
+    (void)ld_acquire(&rings_closed);
     if (ret == 0 && (m->ring.features & need) != need) {
         io_uring_queue_exit(&m->ring);
         return -ENOSYS; /* before Linux 5.13 */
@@ -114,6 +128,16 @@ static int uring_init(AioContext *ctx, unsigned entries)
     return 0;
 }
 
+/* Whether a wait's timeout may be a time of CLOCK_MONOTONIC: an unknown flag is refused with EINVAL
+ * before anything else is looked at. */
+static bool has_abs_timer(const struct uring_mon *m)
+{
+    struct io_uring_getevents_arg arg = { 0 };
+
+    return io_uring_enter2(m->ring.ring_fd, 0, 0, m->enter_flags | IORING_ENTER_ABS_TIMER,
+                           (sigset_t *)&arg, sizeof(arg)) >= 0;
+}
+
 static void uring_attach(AioContext *ctx)
 {
     struct uring_mon *m = ctx->mon_state;
@@ -125,6 +149,9 @@ static void uring_attach(AioContext *ctx)
         if (ret < 0) {
             die_misuse("aio_poll", "the kernel does not enable the ring: error %d", -ret);
         }
+    }
+    if (has_abs_timer(m)) {
+        m->enter_flags |= IORING_ENTER_ABS_TIMER;
     }
     m->reg_ring = io_uring_register_ring_fd(&m->ring) == 1;
 }
@@ -309,28 +336,45 @@ static void uring_unwatch(AioContext *ctx, AioHandler *h)
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-static int uring_wait(AioContext *ctx, int64_t timeout_ns)
+static struct __kernel_timespec wait_time(const struct uring_mon *m, int64_t deadline_ns)
+{
+    int64_t ns = deadline_ns;
+
+    if (!(m->enter_flags & IORING_ENTER_ABS_TIMER)) {
+        int64_t now = clock_monotonic_ns();
+
+        ns = deadline_ns > now ? deadline_ns - now : 0;
+    }
+    return (struct __kernel_timespec){
+        .tv_sec = ns / INT64_C(1000000000),
+        .tv_nsec = ns % INT64_C(1000000000),
+    };
+}
+
+static int uring_wait(AioContext *ctx, int64_t deadline_ns)
 {
     struct uring_mon *m = ctx->mon_state;
-    struct __kernel_timespec ts = {
-        .tv_sec = timeout_ns / INT64_C(1000000000),
-        .tv_nsec = timeout_ns % INT64_C(1000000000),
-    };
+    struct __kernel_timespec ts;
     unsigned to_submit, kflags;
+    bool wait = deadline_ns != WAIT_NOT, look;
     int ret = 0;
 
     m->woken = false;
     arm_all(ctx, m);
     if (ctx->done || m->woken) {
-        timeout_ns = 0; /* the queue was full, and making room has reaped something */
+        wait = false; /* the queue was full, and making room has reaped something */
     }
     to_submit = flush_sq(&m->ring.sq);
     kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
-    if (io_uring_cq_ready(&m->ring) || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
-        timeout_ns = 0; /* something is there: look, do not wait */
+    look = kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+    if (look || io_uring_cq_ready(&m->ring)) {
+        wait = false; /* something is there */
     }
-    if (to_submit || timeout_ns != 0 || (kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))) {
-        ret = enter(ctx, m, timeout_ns != 0, timeout_ns > 0 ? &ts : NULL);
+    if (wait && deadline_ns != WAIT_FOREVER) {
+        ts = wait_time(m, deadline_ns);
+    }
+    if (to_submit || wait || look) {
+        ret = enter(ctx, m, wait, wait && deadline_ns != WAIT_FOREVER ? &ts : NULL);
     }
     reap(ctx, m);
     return ret == -EINTR ? -EINTR : 0;
@@ -394,6 +438,7 @@ static void uring_close(AioContext *ctx)
     if (m->inflight > 0) {
         return; /* the kernel may still write to memory of theirs: leave the ring and m be */
     }
+    fetch_add_seq(&rings_closed, 1);
     io_uring_queue_exit(&m->ring);
     free(m);
 }

@@ -4,6 +4,7 @@
  * operations.  The wake eventfd is the first entry of the array, which is rebuilt after a change.
  */
 #include "aio/aio_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -110,7 +111,18 @@ static void build(struct ppoll_mon *m)
     m->used = n;
 }
 
-static int ppoll_wait(AioContext *ctx, int64_t timeout_ns)
+static int64_t timeout_of(int64_t deadline_ns)
+{
+    int64_t now;
+
+    if (deadline_ns == WAIT_NOT || deadline_ns == WAIT_FOREVER) {
+        return deadline_ns == WAIT_NOT ? 0 : -1;
+    }
+    now = clock_monotonic_ns();
+    return deadline_ns > now ? deadline_ns - now : 0;
+}
+
+static int ppoll_wait(AioContext *ctx, int64_t deadline_ns)
 {
     struct ppoll_mon *m = ctx->mon_state;
     uint64_t value;
@@ -119,10 +131,10 @@ static int ppoll_wait(AioContext *ctx, int64_t timeout_ns)
     if (m->changed) {
         build(m);
     }
-    if (timeout_ns == 0 && m->used == 1) {
+    if (deadline_ns == WAIT_NOT && m->used == 1) {
         return 0; /* nobody to ask but the wake eventfd, and we are awake */
     }
-    ready = qemu_poll_ns(m->fds, m->used, timeout_ns);
+    ready = qemu_poll_ns(m->fds, m->used, timeout_of(deadline_ns));
     count_own(&ctx->stats.syscalls, 1);
     if (ready < 0) {
         return -errno;

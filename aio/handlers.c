@@ -281,11 +281,6 @@ bool handlers_apply_requests(AioContext *ctx)
     return tell(ctx);
 }
 
-bool handlers_have_requests(AioContext *ctx)
-{
-    return ld_seq(&ctx->fd_requests) || ctx->fd_first || ctx->fd_told;
-}
-
 void handlers_drop_all(AioContext *ctx)
 {
     for (int fd = 0; fd < ctx->handlers_size; fd++) {

@@ -59,6 +59,11 @@ bool wake_begin_sleep(AioContext *ctx)
            cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
 }
 
+bool wake_is_notified(AioContext *ctx)
+{
+    return count_of(ld_seq(&ctx->wake)) != (ctx->stats.notifies & COUNT_MASK);
+}
+
 /* The 64-bit count of which @wake holds the low bits, @before being an earlier one. */
 static uint64_t extend_count(uint64_t before, uint64_t wake)
 {

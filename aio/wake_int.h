@@ -13,6 +13,9 @@ bool wake_begin_sleep(AioContext *ctx);
  * about is seen by any look at the sources of work from here on. */
 bool wake_end_sleep(AioContext *ctx);
 
+/* Whether a notify has come since the last wake_end_sleep().  Thread: home. */
+bool wake_is_notified(AioContext *ctx);
+
 /* How many notifies there were.  Thread: any. */
 uint64_t wake_count_notifies(AioContext *ctx);
 

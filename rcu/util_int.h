@@ -10,10 +10,11 @@
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* Ends the program over a misuse: prints "aioctx: CALL: MESSAGE" on stderr and aborts. */
-_Noreturn void die_misuse(const char *call, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
+void die_misuse(const char *call, const char *fmt, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
 
 /* An assertion that stays on in every build. */
 #define must(cond) \
@@ -30,6 +31,7 @@ struct callback_depth {
     unsigned any;   /* of a home thread: timers, bottom halves, fds, completions */
     unsigned timer; /* timers alone */
 };
-extern __thread struct callback_depth callback_depth;
+extern __thread struct callback_depth callback_depth
+    __attribute__((tls_model("initial-exec"))); /* no call to find it */
 
 #endif

@@ -56,6 +56,43 @@ TEST(Examples, HelloTicksThreeTimes)
     EXPECT_EQ(r.output, "tick, 2 left\ntick, 1 left\ntick, 0 left\n");
 }
 
+/*
+ * The guest arms the alarm, 7777 us, with its 52498th instruction of 8 ns, and the disk, 90 us,
+ * with the next one.
+ */
+static const char kIcountBegin[] = "guest: 62\n"
+                                   "      509992 ns, instruction     52500: disk\n"
+                                   "guest: 4\n"
+                                   "     8196984 ns, instruction     52503: alarm\n"
+                                   "guest: 2\n";
+
+/* Two runs, one of them on a machine with something else to do, and different shifts. */
+TEST(Examples, IcountCpuFiresItsTimersAtTheSameVirtualTimesInEveryRun)
+{
+    for (const char *shift : { "0", "3", "10" }) {
+        const std::string command = kExamples + "icount_cpu " + shift;
+        CommandResult a = RunCommand(command);
+        CommandResult b = RunCommand("(" + command + " >/dev/null & exec " + command + ")");
+        EXPECT_EQ(a.status, 0) << a.output;
+        EXPECT_EQ(b.status, 0) << b.output;
+        EXPECT_EQ(a.output, b.output);
+        for (const char *what : { "guest: 62\n", ": alarm\n", ": disk\n", ": halted\n" }) {
+            EXPECT_NE(a.output.find(what), std::string::npos) << what << "\n" << a.output;
+        }
+    }
+    CommandResult r = RunCommand(kExamples + "icount_cpu 3");
+    EXPECT_EQ(r.output.substr(0, r.output.find("guest: 109")), kIcountBegin);
+}
+
+TEST(Examples, IcountCpuSaysWhichShiftsThereAre)
+{
+    for (const char *shift : { "11", "-1", "x" }) {
+        CommandResult r = RunCommand(kExamples + "icount_cpu " + shift);
+        EXPECT_EQ(r.status, 1) << r.output;
+        EXPECT_NE(r.output.find("0 to 10"), std::string::npos) << r.output;
+    }
+}
+
 TEST(Examples, EchoSendsEveryWordBack)
 {
     CommandResult r = RunCommand(kExamples + "echo one two three");

@@ -111,14 +111,14 @@ protected:
     }
 };
 
-TEST_F(Layout, TimerIsPinnedAndAtMost96Bytes)
+TEST_F(Layout, TimerIsPinnedAndAtMost80Bytes)
 {
-    EXPECT_EQ(sizeof(QEMUTimer), 96u);
+    EXPECT_EQ(sizeof(QEMUTimer), 80u);
     EXPECT_EQ(alignof(QEMUTimer), 8u);
     EXPECT_MEMBER(QEMUTimer, expire_time, 0);
-    EXPECT_MEMBER(QEMUTimer, timer_list, 48);
-    EXPECT_MEMBER(QEMUTimer, state, 44);
-    EXPECT_MEMBER(QEMUTimer, reserved, 80);
+    EXPECT_MEMBER(QEMUTimer, timer_list, 16);
+    EXPECT_MEMBER(QEMUTimer, state, 12);
+    EXPECT_MEMBER(QEMUTimer, opaque, 72);
     EXPECT_EQ(sizeof(QEMUTimerListGroup), QEMU_CLOCK_MAX * sizeof(void *));
     EXPECT_EQ(QEMU_CLOCK_MAX, 4);
 }
@@ -137,11 +137,13 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(CqeHandler, flags, 12);
     EXPECT_MEMBER(CqeHandler, reserved, 24);
     EXPECT_EQ(sizeof(AioContextOptions), 64u);
-    EXPECT_MEMBER(AioContextOptions, reserved, 16);
+    EXPECT_MEMBER(AioContextOptions, precise_ns, 16);
+    EXPECT_MEMBER(AioContextOptions, reserved, 24);
     EXPECT_EQ(sizeof(IOThreadOptions), 120u);
     EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 64);
     EXPECT_EQ(sizeof(AioContextStats), 256u);
-    EXPECT_MEMBER(AioContextStats, reserved, 128);
+    EXPECT_MEMBER(AioContextStats, precise_polls, 128);
+    EXPECT_MEMBER(AioContextStats, reserved, 144);
 }
 
 TEST_F(Layout, BlockStructsArePinned)

@@ -17,6 +17,11 @@ protected:
     Queue()
     {
         timer_queue_init(&q);
+        EXPECT_TRUE(timer_queue_reserve(&q, 30000));
+    }
+    ~Queue()
+    {
+        timer_queue_destroy(&q);
     }
 
     QEMUTimer *Insert(int64_t deadline)
@@ -32,7 +37,7 @@ protected:
 
     void InsertAgain(QEMUTimer *ts, int64_t deadline)
     {
-        ts->expire_time = deadline;
+        ts->expire_time = ts->soonest = deadline;
         ts->seq = ++seq;
         timer_queue_insert(&q, ts);
     }
@@ -42,7 +47,7 @@ protected:
     {
         std::vector<QEMUTimer *> out;
 
-        while (QEMUTimer *ts = timer_queue_peek(&q)) {
+        while (QEMUTimer *ts = timer_queue_first(&q)) {
             timer_queue_remove(&q, ts);
             out.push_back(ts);
         }
@@ -61,7 +66,7 @@ static bool InOrder(const std::vector<QEMUTimer *> &v)
 
 TEST_F(Queue, EmptyHasNoHead)
 {
-    EXPECT_EQ(timer_queue_peek(&q), nullptr);
+    EXPECT_EQ(timer_queue_first(&q), nullptr);
     EXPECT_EQ(timer_queue_verify(&q), 0u);
 }
 
@@ -80,7 +85,7 @@ TEST_F(Queue, FallingDeadlinesComeOutInOrder)
 {
     for (int i = 1000; i > 0; i--) {
         Insert(i * 3);
-        EXPECT_EQ(timer_queue_peek(&q)->expire_time, i * 3);
+        EXPECT_EQ(timer_queue_first(&q)->expire_time, i * 3);
     }
     EXPECT_EQ(timer_queue_verify(&q), 1000u);
     std::vector<QEMUTimer *> out = PopAll();
@@ -114,9 +119,9 @@ TEST_F(Queue, HeadThatIsRemovedGivesWayToTheNext)
     QEMUTimer *a = Insert(10), *b = Insert(20);
 
     timer_queue_remove(&q, a);
-    EXPECT_EQ(timer_queue_peek(&q), b);
+    EXPECT_EQ(timer_queue_first(&q), b);
     timer_queue_remove(&q, b);
-    EXPECT_EQ(timer_queue_peek(&q), nullptr);
+    EXPECT_EQ(timer_queue_first(&q), nullptr);
 }
 
 TEST_F(Queue, RemovedTimersAreNotTouchedAgain)
@@ -134,6 +139,71 @@ TEST_F(Queue, RemovedTimersAreNotTouchedAgain)
     std::vector<QEMUTimer *> out = PopAll();
     EXPECT_EQ(out.size(), 100u);
     EXPECT_TRUE(InOrder(out));
+}
+
+/* Long timers that have begun rows do not keep the lanes from others. */
+TEST_F(Queue, StaleLanesAreGivenUp)
+{
+    std::vector<QEMUTimer *> live;
+    int64_t hour = INT64_C(3600000000000);
+
+    for (int lane = 0; lane < TQ_LANES; lane++) {
+        Insert(hour * (lane + 1));
+        for (int i = 1; i < 10; i++) {
+            EXPECT_GE(Insert(hour * (lane + 1) + i)->place, PLACE_LIST);
+        }
+    }
+    seq += TQ_STALE;
+    for (int i = 0; i < 100; i++) { /* strays, which make room for a new row */
+        QEMUTimer *ts = Insert(int64_t{ 10000000 } * (i * 7919 % 101));
+        EXPECT_LT(ts->place, PLACE_LIST);
+        timer_queue_remove(&q, ts);
+        timer_queue_verify(&q);
+    }
+    Insert(5000000000);
+    EXPECT_GE(Insert(5000000001)->place, PLACE_LIST);
+    EXPECT_GE(Insert(5000000002)->place, PLACE_LIST);
+    EXPECT_TRUE(InOrder(PopAll()));
+}
+
+TEST_F(Queue, LanesInUseAreKept)
+{
+    int64_t far = INT64_C(3600000000000);
+
+    Insert(far - 1);
+    for (int i = 0; i < 5000; i++) {
+        EXPECT_GE(Insert(far + i)->place, PLACE_LIST);
+        EXPECT_GE(Insert(2 * far + i * 2)->place, i ? PLACE_LIST : 0u);
+        EXPECT_GE(Insert(3 * far + i * 3)->place, i ? PLACE_LIST : 0u);
+        Insert(1000000 + (i * 7919 % 101) * INT64_C(10000000));
+    }
+    timer_queue_verify(&q);
+}
+
+/* Without memory for the heap the order is the same. */
+TEST(QueueSpill, OrderHoldsWithoutRoom)
+{
+    struct timer_queue q;
+    std::vector<QEMUTimer> timers(200);
+    std::mt19937_64 rng(1);
+
+    timer_queue_init(&q);
+    for (size_t i = 0; i < timers.size(); i++) {
+        timers[i].expire_time = rng() % 50 * 10000000;
+        timers[i].seq = i;
+        timer_queue_insert(&q, &timers[i]);
+    }
+    for (size_t i = 0; i < timers.size(); i += 3) {
+        timer_queue_remove(&q, &timers[i]);
+    }
+    EXPECT_EQ(timer_queue_verify(&q), timers.size() - (timers.size() + 2) / 3);
+    QEMUTimer *prev = nullptr;
+    while (QEMUTimer *ts = timer_queue_first(&q)) {
+        EXPECT_TRUE(!prev || timer_before(prev, ts));
+        timer_queue_remove(&q, ts);
+        prev = ts;
+    }
+    timer_queue_destroy(&q);
 }
 
 struct Before {
@@ -183,7 +253,7 @@ TEST_P(QueueModel, AgreesWithASortedSet)
             idle.push_back(*it);
             model.erase(it);
         }
-        ASSERT_EQ(timer_queue_peek(&q), model.empty() ? nullptr : *model.begin()) << "step " << i;
+        ASSERT_EQ(timer_queue_first(&q), model.empty() ? nullptr : *model.begin()) << "step " << i;
         if (i % 64 == 0) {
             ASSERT_EQ(timer_queue_verify(&q), model.size());
         }
@@ -201,20 +271,20 @@ TEST(QueueDeathTest, VerifyFindsFaults)
     timer_queue_init(&q);
     for (int i = 0; i < 3; i++) {
         t[i].place = PLACE_NONE;
-        t[i].expire_time = deadlines[i];
+        t[i].expire_time = t[i].soonest = deadlines[i];
         t[i].seq = i;
         timer_queue_insert(&q, &t[i]);
     }
     ASSERT_EQ(timer_queue_verify(&q), 3u);
     EXPECT_DEATH(
         {
-            t[1].expire_time = 5;
+            t[1].expire_time = t[1].soonest = 5;
             timer_queue_verify(&q);
         },
         "aioctx: ");
     EXPECT_DEATH(
         {
-            q.min = &t[2];
+            q.soonest_key[0] = 5;
             timer_queue_verify(&q);
         },
         "aioctx: ");

@@ -8,6 +8,10 @@
 #include <thread>
 #include <unistd.h>
 
+extern "C" {
+#include "timers/list_int.h"
+}
+
 /* A thread that runs the lists of a group, and never sleeps. */
 class Runner
 {
@@ -462,25 +466,36 @@ TEST(TimerRace, ModBesideTheEndOfItsListReturnsFalse)
     }
 }
 
-/* What timer_del_sync() waits for may free the timer: it must not look at it afterwards. */
+/*
+ * What timer_del_sync() waits for may free the timer: it must not look at it afterwards.  The
+ * caller may not be in a read section, so the timer must stay until the call has come as far as to
+ * wait: only the list itself can tell.
+ */
 TEST(TimerRace, CallbackMayFreeTheTimerThatDelSyncWaitsFor)
 {
     for (int i = 0; i < (kSanitized ? 20 : 100); i++) {
         TestGroup g;
         Runner runner(g);
-        QEMUTimer *ts;
         std::atomic<bool> running{ false };
+        QEMUTimerList *tl = g.list();
+        QEMUTimer *ts;
         struct Args {
             QEMUTimer **ts;
+            QEMUTimerList *tl;
             std::atomic<bool> *running;
-        } args{ &ts, &running };
+        } args{ &ts, tl, &running };
 
         ts = timer_new_full(
             &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0,
             [](void *o) {
                 Args *a = static_cast<Args *>(o);
                 *a->running = true;
-                usleep(2000);
+                EXPECT_TRUE(WaitUntil([a] {
+                    list_lock(&a->tl->lock);
+                    bool waited_for = a->tl->runs->waiters;
+                    list_unlock(&a->tl->lock);
+                    return waited_for;
+                }));
                 timer_free(*a->ts);
             },
             &args);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Reads of timers and lists that take no lock, beside writers; the two traps of a sorted list. */
+/* Reads of timers and lists that take no lock, beside writers; the two traps of
+ * a sorted list. */
 #include "support.h"
 
 #include <cstring>
@@ -24,7 +25,7 @@ TEST(TimerReader, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
     std::atomic<bool> done{ false };
 
     timer_mod(t, RealNow() + INT64_C(3600000) * SCALE_MS);
-    pthread_mutex_lock(&tl->lock);
+    list_lock(&tl->lock);
     std::thread reader([&] {
         EXPECT_TRUE(timerlist_has_timers(tl));
         EXPECT_FALSE(timerlist_expired(tl));
@@ -41,11 +42,12 @@ TEST(TimerReader, ReadersAreNotDelayedByAWriterThatHoldsTheLock)
         done = true;
     });
     EXPECT_TRUE(WaitUntil([&] { return done.load(); }));
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     reader.join();
 }
 
-/* A timer that is moved, and never fires, is armed for one of its deadlines at any moment. */
+/* A timer that is moved, and never fires, is armed for one of its deadlines at
+ * any moment. */
 TEST(TimerReader, MoveIsNeverSeenAsNotArmed)
 {
     constexpr int kRounds = kSanitized ? 5000 : 200000;
@@ -76,7 +78,8 @@ TEST(TimerReader, MoveIsNeverSeenAsNotArmed)
     EXPECT_EQ(wrong, 0);
 }
 
-/* A loop that sleeps by timerlist_deadline_ns() and is woken by notify_cb alone. */
+/* A loop that sleeps by timerlist_deadline_ns() and is woken by notify_cb
+ * alone. */
 class SleepingLoop
 {
 public:
@@ -120,9 +123,10 @@ private:
 };
 
 /*
- * The moved head: the head is moved far away while the loop looks at it.  What becomes the head
- * was armed behind it and moves the head only later, so that nobody notifies: the loop must not
- * have taken the moved timer's new deadline for the list's.
+ * The moved head: the head is moved far away while the loop looks at it.  What
+ * becomes the head was armed behind it and moves the head only later, so that
+ * nobody notifies: the loop must not have taken the moved timer's new deadline
+ * for the list's.
  */
 TEST(TimerReader, MovedHeadHidesNoOtherTimer)
 {
@@ -145,40 +149,108 @@ TEST(TimerReader, MovedHeadHidesNoOtherTimer)
     EXPECT_EQ(fired, kRounds);
 }
 
-/* The embedded head: its owner deinits it and uses the memory for something else. */
-TEST(TimerReader, ReadersNeverLookIntoReusedMemory)
+/* A timer that is armed for an hour from now, and reads of its list beside
+ * whatever else is there. */
+class DeadlineReader
 {
-    constexpr int kRounds = kSanitized ? 3000 : 100000;
+public:
+    DeadlineReader() : stays_(&g.tlg, [] {})
+    {
+        timer_mod(stays_, at);
+    }
+    /* Until @stop: no read is later than the timer, nor earlier than @head_ns
+   * before it. */
+    void Run(const std::atomic<bool> &stop, int64_t head_ns)
+    {
+        while (!stop) {
+            int64_t most = at - RealNow();
+            int64_t told[] = {
+                timerlist_deadline_ns(g.list()),
+                timerlistgroup_deadline_ns(&g.tlg),
+                qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME, QEMU_TIMER_ATTR_ALL),
+            };
+            int64_t least = at - head_ns - RealNow();
+
+            for (int64_t ns : told) {
+                late += ns > most;
+                early += ns < least;
+            }
+            reads++;
+        }
+    }
+
+    const int64_t at = RealNow() + INT64_C(3600000) * SCALE_MS;
     TestGroup g;
+    std::atomic<int64_t> late{ 0 }, early{ 0 }, reads{ 0 };
+
+private:
+    HeapTimer stays_;
+};
+
+/* Enough for the two threads to have met, however they are scheduled. */
+constexpr int kReads = kSanitized ? 20000 : 400000;
+
+/* The moved head, seen closer: what is read is a deadline that stood for the
+ * head. */
+TEST(TimerReader, MovedHeadIsNotReadForTheNext)
+{
+    constexpr int kMoves = kSanitized ? 20000 : 300000;
+    DeadlineReader reader;
+    HeapTimer head(&reader.g.tlg, [] {});
     std::atomic<bool> stop{ false };
-    std::atomic<int64_t> wrong{ 0 };
 
-    RunThreads(3, [&](int i) {
+    RunThreads(2, [&](int i) {
         if (i == 0) {
-            for (int n = 0; n < kRounds; n++) {
-                QEMUTimer *ts = new QEMUTimer;
-
-                timer_init_full(
-                    ts, &g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
-                timer_mod(ts, RealNow() + INT64_C(1000) * SCALE_MS);
-                timer_mod(ts, RealNow() + INT64_C(2000) * SCALE_MS);
-                timer_deinit(ts);
-                memset(static_cast<void *>(ts), 0x11, sizeof(*ts)); /* 39 years, if it were read */
-                delete ts;
+            for (int n = 0; n < kMoves || reader.reads < kReads; n++) {
+                timer_mod(head, reader.at - 1000);
+                if (n % 4 == 0) {
+                    timer_del(head);
+                } else {
+                    timer_mod(head, reader.at + INT64_C(3600000) * SCALE_MS);
+                }
             }
             stop = true;
-        }
-        while (!stop) {
-            int64_t ns = i == 1
-                             ? timerlist_deadline_ns(g.list())
-                             : qemu_clock_deadline_ns_all(QEMU_CLOCK_REALTIME, QEMU_TIMER_ATTR_ALL);
-
-            if (ns < -1 || ns > INT64_C(2000) * SCALE_MS) {
-                wrong = ns;
-            }
+        } else {
+            reader.Run(stop, 1000);
         }
     });
-    EXPECT_EQ(wrong, 0);
+    EXPECT_EQ(reader.late, 0) << "the moved timer's new deadline was taken for the list's";
+    EXPECT_EQ(reader.early, 0);
+}
+
+/*
+ * The embedded head: its owner deinits it and uses the memory for something
+ * else, either on the spot, where it goes on being read as a deadline far away
+ * or long past, or after giving it back, where AddressSanitizer sees it.
+ */
+TEST(TimerReader, ReadersNeverLookIntoReusedMemory)
+{
+    constexpr int kRounds = kSanitized ? 5000 : 300000;
+    DeadlineReader reader;
+    std::atomic<bool> stop{ false };
+    QEMUTimer kept;
+
+    RunThreads(2, [&](int i) {
+        if (i > 0) {
+            reader.Run(stop, 1000);
+            return;
+        }
+        for (int n = 0; n < kRounds || reader.reads < kReads; n++) {
+            QEMUTimer *ts = n % 2 ? &kept : new QEMUTimer;
+
+            timer_init_full(
+                ts, &reader.g.tlg, QEMU_CLOCK_REALTIME, SCALE_NS, 0, [](void *) {}, nullptr);
+            timer_mod(ts, reader.at - 1000);
+            timer_deinit(ts);
+            memset(static_cast<void *>(ts), n / 2 % 4 ? 0x25 : 0xa5, sizeof(*ts));
+            if (ts != &kept) {
+                delete ts;
+            }
+        }
+        stop = true;
+    });
+    EXPECT_EQ(reader.late, 0) << "what lies in the memory now was taken for a deadline";
+    EXPECT_EQ(reader.early, 0) << "what lies in the memory now was taken for a deadline";
 }
 
 TEST(TimerReader, WalkSeesOnlyTimersThatAreThere)

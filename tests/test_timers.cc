@@ -26,24 +26,24 @@ protected:
 
 /* ---- Layout ---------------------------------------------------------------------------------- */
 
-static_assert(sizeof(QEMUTimer) == 96, "part of the binary interface");
+static_assert(sizeof(QEMUTimer) == 80, "part of the binary interface");
 static_assert(offsetof(QEMUTimer, expire_time) == 0, "");
-static_assert(offsetof(QEMUTimer, seq) == 8, "");
-static_assert(offsetof(QEMUTimer, timer_list) == 48, "");
+static_assert(offsetof(QEMUTimer, place) == 8, "");
+static_assert(offsetof(QEMUTimer, state) == 12, "");
+static_assert(offsetof(QEMUTimer, attributes) == 14, "");
+static_assert(offsetof(QEMUTimer, timer_list) == 16, "");
+static_assert(offsetof(QEMUTimer, seq) == 24, "");
+static_assert(offsetof(QEMUTimer, soonest) == 32, "");
+static_assert(offsetof(QEMUTimer, next) == 40, "");
+static_assert(offsetof(QEMUTimer, prev) == 48, "");
+static_assert(offsetof(QEMUTimer, soft_place) == 56, "");
+static_assert(offsetof(QEMUTimer, scale) == 60, "");
 static_assert(offsetof(QEMUTimer, cb) == 64, "");
 static_assert(offsetof(QEMUTimer, opaque) == 72, "");
-static_assert(offsetof(QEMUTimer, child) == 16, "");
-static_assert(offsetof(QEMUTimer, next) == 24, "");
-static_assert(offsetof(QEMUTimer, prev) == 32, "");
-static_assert(offsetof(QEMUTimer, state) == 44, "");
-static_assert(offsetof(QEMUTimer, scale) == 60, "");
-static_assert(offsetof(QEMUTimer, attributes) == 56, "");
-static_assert(offsetof(QEMUTimer, place) == 40, "");
-static_assert(offsetof(QEMUTimer, reserved) == 80, "");
 
-TEST(TimerLayout, IsAtMost96Bytes)
+TEST(TimerLayout, IsAtMost80Bytes)
 {
-    EXPECT_LE(sizeof(QEMUTimer), 96u);
+    EXPECT_LE(sizeof(QEMUTimer), 80u);
     EXPECT_EQ(sizeof(QEMUTimerListGroup), QEMU_CLOCK_MAX * sizeof(void *));
 }
 

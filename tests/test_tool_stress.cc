@@ -49,7 +49,7 @@ TEST(ToolStressRun, EveryPlantedBugIsCaught)
 {
     std::vector<std::string> names = PlantNames();
 
-    EXPECT_GE(names.size(), 7u);
+    EXPECT_GE(names.size(), 17u);
     for (const std::string &name : names) {
         CommandResult r = Stress("--seconds 20 --seed 3 --plant " + name);
 
@@ -66,6 +66,15 @@ TEST(ToolStressRun, ViolationsAreNamedForWhatTheyAre)
         { "early --mix mod=1", "\nearly: " },
         { "del-sync-no-wait --mix mod=4,del-sync=1", "\ndel-sync: " },
         { "touch-deinit --mix embed=1", "\ntouch-deinit: " },
+        { "range-early --mix range=1", "\nearly: " },
+        { "forward-drift --mix forward=1", "\nresult: " },
+        { "disable-no-wait --mix mod=8,disable=1", "\ndisabled: " },
+        { "stop-ignored --mix stop=1", "\nstopped: " },
+        { "walk-misses --mix walk=1", "\nwalk: " },
+        { "deadline-late --mix deadline=1", "\ndeadline: " },
+        { "notify-skipped --mix lists=1", "\nnotify: " },
+        { "notify-freed --mix lists=1", "\nnotify-freed: " },
+        { "context-lost --mix contexts=1", "\ncontexts: " },
     };
 
     for (const auto &e : expected) {
@@ -79,6 +88,18 @@ TEST(ToolStressRun, ViolationsAreNamedForWhatTheyAre)
             named = r.output.find(e.second) != std::string::npos;
         }
         EXPECT_TRUE(named) << e.first << ":\n" << r.output;
+    }
+}
+
+/* Each operation works by itself. */
+TEST(ToolStressRun, EveryOperationOfTheMixRuns)
+{
+    for (const char *op :
+         { "mod", "anticipate", "range", "forward", "del", "del-sync", "free", "embed", "read",
+           "walk", "deadline", "disable", "stop", "lists", "contexts" }) {
+        CommandResult r = Stress(std::string("--seconds 0.1 --seed 4 --mix ") + op + "=1");
+
+        EXPECT_EQ(r.status, 0) << op << ":\n" << r.output;
     }
 }
 

@@ -1,30 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Clocks: where their time comes from, starting and stopping VIRTUAL, enabling and disabling.
+ * Clocks: where their time comes from, the lists that depend on them, enabling and disabling.
  *
- * A lock-free reader meets two kinds of change.  The source is one RCU-protected pointer.
- * VIRTUAL's state is read under a sequence lock: the writer makes `seq` odd, writes, makes it even;
- * a reader whose two looks at `seq` differ, or are odd, reads again.  The fields are stored with
- * release and loaded with acquire order, which keeps them between the two accesses to `seq` without
- * fences.
- * Source: Boehm, "Can Seqlocks Get Along With Programming Language Memory Models?", 2012.
+ * A clock's source is one RCU-protected pointer.  How VIRTUAL and VIRTUAL_RT start, stop and count
+ * is in virtual.c, instruction counting in icount.c.
  */
 #include "timers/clock_int.h"
 
 #include "rcu/atomic_int.h"
 #include "rcu/rcu_int.h"
 #include "rcu/util_int.h"
+#include "timers/icount_int.h"
 #include "timers/list_int.h"
 #include "timers/timers_ext_int.h"
+#include "timers/virtual_int.h"
 
 #include <aioctx/rcu.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>
-#if defined(__x86_64__) || defined(__i386__)
-#include <x86intrin.h>
-#endif
 
 struct clock_source {
     QEMUClockSourceFunc *get;
@@ -40,15 +35,6 @@ struct clock_source {
     }
 
 static struct clock clocks[QEMU_CLOCK_MAX] = { CLOCK_INIT, CLOCK_INIT, CLOCK_INIT, CLOCK_INIT };
-
-/* VIRTUAL: time and ticks are a base while it is stopped, and base plus "now" while it runs. */
-static struct {
-    pthread_mutex_t lock; /* writers */
-    unsigned seq;         /* atomic; odd while a writer is in */
-    bool running;         /* atomic */
-    int64_t base_ns;      /* atomic */
-    int64_t base_ticks;   /* atomic */
-} virtual_clock = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 struct clock *clock_of(QEMUClockType type)
 {
@@ -73,19 +59,6 @@ int64_t clock_monotonic_ns(void)
     return read_posix_clock(CLOCK_MONOTONIC);
 }
 
-static int64_t read_host_ticks(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    return (int64_t)__rdtsc();
-#elif defined(__aarch64__)
-    int64_t v;
-    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(v));
-    return v;
-#else
-    return clock_monotonic_ns();
-#endif
-}
-
 static int64_t read_real(QEMUClockType type)
 {
     switch (type) {
@@ -93,25 +66,37 @@ static int64_t read_real(QEMUClockType type)
         return clock_monotonic_ns();
     case QEMU_CLOCK_HOST:
         return read_posix_clock(CLOCK_REALTIME);
+    case QEMU_CLOCK_VIRTUAL:
+        return virtual_get_ns();
     default:
         return cpu_get_clock();
     }
 }
 
-int64_t qemu_clock_get_ns(QEMUClockType type)
+bool clock_read_replaced(QEMUClockType type, int64_t *ret_ns)
 {
     struct clock *clock = clock_of(type);
     struct clock_source *source;
-    int64_t ns;
 
     if (likely(!ld_relaxed(&clock->source))) {
-        return read_real(type);
+        return false;
     }
     aio_rcu_read_lock();
     source = ld_acquire(&clock->source);
-    ns = source ? source->get(source->opaque) : read_real(type);
+    if (source) {
+        int64_t ns = source->get(source->opaque);
+
+        *ret_ns = ns < 0 ? 0 : ns;
+    }
     aio_rcu_read_unlock();
-    return ns < 0 ? 0 : ns;
+    return source;
+}
+
+int64_t qemu_clock_get_ns(QEMUClockType type)
+{
+    int64_t ns;
+
+    return clock_read_replaced(type, &ns) ? ns : read_real(type);
 }
 
 int64_t qemu_clock_get_us(QEMUClockType type)
@@ -129,81 +114,6 @@ static void free_source(AioRcuHead *head)
     free(container_of(head, struct clock_source, rcu));
 }
 
-/* ---- VIRTUAL --------------------------------------------------------------------------------- */
-
-struct virtual_time {
-    int64_t ns, ticks;
-    bool running;
-};
-
-static struct virtual_time read_virtual(bool want_ns, bool want_ticks)
-{
-    struct virtual_time v;
-    unsigned seq;
-
-    do {
-        seq = ld_acquire(&virtual_clock.seq);
-        v.running = ld_seq(&virtual_clock.running);
-        v.ns = ld_acquire(&virtual_clock.base_ns);
-        v.ticks = ld_acquire(&virtual_clock.base_ticks);
-        /* The reading of the time lies between the looks at seq too: it is not past the stop. */
-        if (v.running && want_ns) {
-            v.ns += qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-        }
-        if (v.running && want_ticks) {
-            v.ticks += read_host_ticks();
-        }
-    } while (unlikely((seq & 1) || ld_relaxed(&virtual_clock.seq) != seq));
-    return v;
-}
-
-static void set_running(bool run)
-{
-    rcu_check_fork(run ? "cpu_enable_ticks" : "cpu_disable_ticks");
-    pthread_mutex_lock(&virtual_clock.lock);
-    bool change = virtual_clock.running != run;
-    if (change) {
-        int64_t ns, ticks, sign = run ? -1 : 1;
-
-        /* seq is odd before the time is read, not just before a field changes: else a reader could
-         * still return a time past the one at which the clock is about to stop. */
-        st_seq(&virtual_clock.seq, virtual_clock.seq + 1);
-        ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-        ticks = read_host_ticks();
-        st_seq(&virtual_clock.running, run); /* pairs with a sleeper's look at its deadlines */
-        st_release(&virtual_clock.base_ns, virtual_clock.base_ns + sign * ns);
-        st_release(&virtual_clock.base_ticks, virtual_clock.base_ticks + sign * ticks);
-        st_release(&virtual_clock.seq, virtual_clock.seq + 1);
-    }
-    pthread_mutex_unlock(&virtual_clock.lock);
-    if (change) {
-        qemu_clock_notify(QEMU_CLOCK_VIRTUAL);
-        qemu_clock_notify(QEMU_CLOCK_VIRTUAL_RT);
-    }
-}
-
-static struct clock_source *swap_source(QEMUClockType type, struct clock_source *source)
-{
-    struct clock_source *old;
-    int64_t before;
-
-    if (type != QEMU_CLOCK_REALTIME) {
-        return xchg_seq(&clock_of(type)->source, source);
-    }
-    /* VIRTUAL, while it runs, goes on from where it is. */
-    pthread_mutex_lock(&virtual_clock.lock);
-    st_seq(&virtual_clock.seq, virtual_clock.seq + 1);
-    before = qemu_clock_get_ns(type);
-    old = xchg_seq(&clock_of(type)->source, source);
-    if (virtual_clock.running) {
-        st_release(&virtual_clock.base_ns,
-                   virtual_clock.base_ns + before - qemu_clock_get_ns(type));
-    }
-    st_release(&virtual_clock.seq, virtual_clock.seq + 1);
-    pthread_mutex_unlock(&virtual_clock.lock);
-    return old;
-}
-
 int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *opaque)
 {
     struct clock_source *new_source = NULL, *old;
@@ -216,7 +126,11 @@ int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *op
         new_source->get = get;
         new_source->opaque = opaque;
     }
-    old = swap_source(type, new_source);
+    if (type == QEMU_CLOCK_REALTIME || type == QEMU_CLOCK_VIRTUAL_RT) {
+        old = virtual_swap_source(type, new_source);
+    } else {
+        old = xchg_seq(&clock_of(type)->source, new_source);
+    }
     if (old) {
         aio_call_rcu(&old->rcu, free_source);
     }
@@ -228,35 +142,12 @@ int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *op
     return 0;
 }
 
-void cpu_enable_ticks(void)
-{
-    set_running(true);
-}
-
-void cpu_disable_ticks(void)
-{
-    set_running(false);
-}
-
-int64_t cpu_get_clock(void)
-{
-    int64_t ns = read_virtual(true, false).ns;
-
-    return ns < 0 ? 0 : ns; /* a replaced source may step back */
-}
-
-int64_t cpu_get_ticks(void)
-{
-    return read_virtual(false, true).ticks;
-}
-
 bool clock_runs(QEMUClockType type)
 {
     if (!ld_seq(&clock_of(type)->enabled)) {
         return false;
     }
-    return (type != QEMU_CLOCK_VIRTUAL && type != QEMU_CLOCK_VIRTUAL_RT) ||
-           read_virtual(false, false).running;
+    return (type != QEMU_CLOCK_VIRTUAL && type != QEMU_CLOCK_VIRTUAL_RT) || virtual_is_running();
 }
 
 /* ---- Lists ----------------------------------------------------------------------------------- */
@@ -296,28 +187,65 @@ void qemu_clock_notify(QEMUClockType type)
         timerlist_notify(tl);
     }
     aio_rcu_read_unlock();
+    if (type == QEMU_CLOCK_VIRTUAL) {
+        icount_notify_exit();
+    }
+}
+
+static int64_t head_of(QEMUTimerList *tl, int attr_mask)
+{
+    int64_t head = ld_seq(&tl->cls[CLASS_NORMAL].head), external;
+
+    if (attr_mask & QEMU_TIMER_ATTR_EXTERNAL) {
+        external = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
+        head = external < head ? external : head;
+    }
+    return head;
+}
+
+int64_t clock_head_ns(QEMUClockType type, int attr_mask, int64_t after_ns)
+{
+    int64_t soonest = NO_DEADLINE;
+    QEMUTimerList *tl;
+
+    aio_rcu_read_lock();
+    for_each_list_rcu (tl, clock_of(type)) {
+        int64_t head = head_of(tl, attr_mask);
+
+        if (head > after_ns && head < soonest) {
+            soonest = head;
+        }
+    }
+    aio_rcu_read_unlock();
+    return soonest;
+}
+
+void clock_notify_due(QEMUClockType type)
+{
+    QEMUTimerList *tl;
+    int64_t now;
+
+    if (!clock_runs(type)) {
+        return;
+    }
+    now = qemu_clock_get_ns(type);
+    aio_rcu_read_lock();
+    for_each_list_rcu (tl, clock_of(type)) {
+        if (head_of(tl, QEMU_TIMER_ATTR_ALL) <= now) {
+            timerlist_notify(tl);
+        }
+    }
+    aio_rcu_read_unlock();
 }
 
 int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask)
 {
-    struct clock *clock = clock_of(type);
-    int64_t soonest = NO_DEADLINE, now;
-    QEMUTimerList *tl;
+    int64_t soonest, now;
 
     if (!clock_runs(type)) {
         return -1;
     }
-    aio_rcu_read_lock();
-    for_each_list_rcu (tl, clock) {
-        for (int i = 0; i < CLASS_MAX; i++) {
-            int64_t head = ld_seq(&tl->cls[i].head);
-
-            if ((i != CLASS_EXTERNAL || (attr_mask & QEMU_TIMER_ATTR_EXTERNAL)) && head < soonest) {
-                soonest = head;
-            }
-        }
-    }
-    aio_rcu_read_unlock();
+    soonest = clock_head_ns(type, attr_mask, -1);
     if (soonest == NO_DEADLINE) {
         return -1;
     }
@@ -328,7 +256,7 @@ int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask)
 bool qemu_clock_use_for_deadline(QEMUClockType type)
 {
     clock_of(type);
-    return true;
+    return type != QEMU_CLOCK_VIRTUAL || !icount_enabled();
 }
 
 /* ---- Enabling and disabling ------------------------------------------------------------------ */
@@ -340,16 +268,21 @@ void clock_pass_done(struct clock *clock)
         pthread_cond_broadcast(&clock->pass_done);
         pthread_mutex_unlock(&clock->wait_lock);
     }
+    if (clock == &clocks[QEMU_CLOCK_VIRTUAL]) {
+        icount_pass_done();
+    }
 }
 
-static bool any_pass_runs(struct clock *clock)
+bool clock_any_pass(QEMUClockType type, unsigned *ret_ended)
 {
     QEMUTimerList *tl;
     bool found = false;
 
+    *ret_ended = 0;
     aio_rcu_read_lock();
-    for_each_list_rcu (tl, clock) {
+    for_each_list_rcu (tl, clock_of(type)) {
         found |= ld_seq(&tl->passes) > 0;
+        *ret_ended += ld_seq(&tl->passes_ended);
     }
     aio_rcu_read_unlock();
     return found;
@@ -402,6 +335,7 @@ static void wait_for_passes(struct clock *clock)
 int qemu_clock_enable(QEMUClockType type, bool enabled)
 {
     struct clock *clock = clock_of(type);
+    unsigned ended;
 
     if (enabled) {
         if (!xchg_seq(&clock->enabled, true)) {
@@ -411,7 +345,7 @@ int qemu_clock_enable(QEMUClockType type, bool enabled)
     }
     rcu_check_may_wait("qemu_clock_enable");
     st_seq(&clock->enabled, false);
-    if (callback_depth.timer || (callback_depth.any && any_pass_runs(clock))) {
+    if (callback_depth.timer || (callback_depth.any && clock_any_pass(type, &ended))) {
         return -EDEADLK;
     }
     if (!callback_depth.any) {

@@ -33,12 +33,28 @@ struct clock {
 
 struct clock *clock_of(QEMUClockType type);
 
+/* Whether the clock's source was replaced; then *ret_ns is what it says, never below zero. */
+bool clock_read_replaced(QEMUClockType type, int64_t *ret_ns);
+
+/* Exchanges the source; VIRTUAL goes on from where it is.  In virtual.c. */
+struct clock_source *virtual_swap_source(QEMUClockType type, struct clock_source *source);
+
 /* Whether the clock has deadlines now: enabled and, for the virtual ones, started.  Lock-free. */
 bool clock_runs(QEMUClockType type);
 
 /* Puts a list on its clock's, or takes it off.  It may be read until a grace period has passed. */
 void clock_add_list(QEMUTimerList *tl);
 void clock_remove_list(QEMUTimerList *tl);
+
+/* The soonest head past @after_ns on any list, of timers without attributes outside @attr_mask;
+ * NO_DEADLINE: none.  Lock-free. */
+int64_t clock_head_ns(QEMUClockType type, int attr_mask, int64_t after_ns);
+
+/* Calls the notify callback of every list that has a timer due. */
+void clock_notify_due(QEMUClockType type);
+
+/* Whether a pass is in progress on any list.  *ret_ended grows with every pass that ended. */
+bool clock_any_pass(QEMUClockType type, unsigned *ret_ended);
 
 /* Called after a list's pass count went down to zero. */
 void clock_pass_done(struct clock *clock);

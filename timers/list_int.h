@@ -23,20 +23,12 @@
 #define TIMERS_LIST_INT_H
 
 #include "rcu/util_int.h"
+#include "timers/list_lock_int.h"
 #include "timers/queue_int.h"
 
 #include <aioctx/rcu.h>
 #include <aioctx/timers.h>
 #include <pthread.h>
-
-/* QEMUTimer.state */
-enum {
-    TIMER_DEAD = 1 << 0,    /* timer_free() was called */
-    TIMER_HEAP = 1 << 1,    /* made by timer_new(): a struct heap_timer */
-    TIMER_RUNNING = 1 << 2, /* shown by timerlist_walk() */
-};
-
-#define NO_DEADLINE INT64_MAX
 
 /* A timer made by timer_new(). */
 struct heap_timer {
@@ -70,6 +62,8 @@ struct timer_run {
 /* One attribute class: EXTERNAL timers or the others. */
 struct timer_class {
     int64_t head;                    /* atomic: the soonest deadline, NO_DEADLINE: none */
+    int64_t soft;                    /* atomic: when the soonest range begins, NO_DEADLINE: none */
+    unsigned timers;                 /* atomic: initialised ones */
     QEMUTimer *due_first, *due_last; /* taken out by the pass that runs: by next and prev, sorted */
     struct timer_queue queue;
 };
@@ -84,15 +78,16 @@ struct QEMUTimerList {
     QEMUTimerList *next_in_clock; /* atomic, RCU */
     unsigned refs;                /* atomic: the owner's and one for each initialised timer */
     unsigned passes;       /* atomic: passes in progress that found a timer due, nested ones too */
-    unsigned passes_ended; /* atomic: how often passes went down to 0 */
+    unsigned passes_ended; /* atomic: grows just before passes goes down to 0 */
     uint64_t disabled_epoch; /* under the clock's disable_lock: passes was zero since then */
 
-    pthread_mutex_t lock __attribute__((aligned(64)));
+    struct list_lock lock __attribute__((aligned(64))); /* owner: the thread that runs the list */
     uint64_t seq;
     struct timer_run *runs;  /* innermost first */
     struct heap_timer *walk; /* atomic, RCU */
     pthread_cond_t run_done; /* a run that has waiters ended */
-    unsigned depth;          /* passes on the runner's stack */
+    unsigned depth;          /* passes on the runner's stack; written by the runner alone */
+    int64_t pass_now;        /* up to when the due lists were filled */
     bool closed;             /* nothing can be armed any more */
     bool freed;              /* timerlist_free() was called */
 
@@ -102,7 +97,14 @@ struct QEMUTimerList {
 
 static inline struct timer_class *class_of(QEMUTimerList *tl, const QEMUTimer *ts)
 {
-    return &tl->cls[ts->attributes & QEMU_TIMER_ATTR_EXTERNAL ? CLASS_EXTERNAL : CLASS_NORMAL];
+    struct timer_class *cls = &tl->cls[CLASS_NORMAL];
+
+    if (unlikely(ts->attributes & QEMU_TIMER_ATTR_EXTERNAL)) {
+        cls = &tl->cls[CLASS_EXTERNAL];
+        __asm__(""
+                : "+r"(cls)); /* a jump that can be guessed, and no sum that must be waited for */
+    }
+    return cls;
 }
 
 /* The rest is for a caller that holds the list's lock. */
@@ -117,8 +119,23 @@ bool timerlist_cancel_locked(QEMUTimerList *tl, QEMUTimer *ts);
 /* Gives a timer that a pass has taken out an earlier deadline: it stays in that pass. */
 void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns);
 
-/* Stores the class's head word.  Returns true when it moved forward: notify after the unlock. */
-bool timerlist_publish_locked(struct timer_class *cls);
+/* Stores the class's words as they are now.  Returns true when the head moved forward: notify after
+ * the unlock. */
+bool timerlist_publish_change_locked(struct timer_class *cls);
+
+static inline bool timerlist_publish_locked(struct timer_class *cls)
+{
+    /* Most changes lie behind the head. */
+    if (likely(timer_queue_key(&cls->queue) == cls->head &&
+               timer_queue_soft_key(&cls->queue) == cls->soft && !cls->due_first)) {
+        return false;
+    }
+    return timerlist_publish_change_locked(cls);
+}
+
+/* Makes room for one more timer of @ts's class, and gives it back. */
+void timerlist_add_room(QEMUTimerList *tl, const QEMUTimer *ts);
+void timerlist_drop_room(QEMUTimerList *tl, const QEMUTimer *ts);
 
 /* The oldest callback of @ts that is running, the last one to return; NULL: none. */
 struct timer_run *timerlist_find_run_locked(QEMUTimerList *tl, const QEMUTimer *ts);
@@ -130,7 +147,16 @@ void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
 /* Unlocks and, when @forward, calls the notify callback; the two lie in one read section, so that
  * what the callback uses cannot go in between: closing the list takes the lock, and its owner waits
  * for a grace period after that. */
-void timerlist_unlock_notify(QEMUTimerList *tl, bool forward);
+void timerlist_notify_unlock(QEMUTimerList *tl);
+
+static inline void timerlist_unlock_notify(QEMUTimerList *tl, bool forward)
+{
+    if (unlikely(forward)) {
+        timerlist_notify_unlock(tl);
+    } else {
+        list_unlock(&tl->lock);
+    }
+}
 
 /* References; the last one frees the list after a grace period. */
 void timerlist_get(QEMUTimerList *tl);

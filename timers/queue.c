@@ -2,298 +2,438 @@
 /*
  * The active queue; see queue_int.h for what it is.
  *
- * A heap's node points to its first child; children are a list by next; prev is the left sibling,
- * or the parent for a first child (parent->child tells which); a root has neither prev nor next.
+ * The two heaps are one algorithm: by expire_time with the index in QEMUTimer.place, and by soonest
+ * with the index in QEMUTimer.soft_place.  The compiler makes two copies of it.
  */
 #include "timers/queue_int.h"
 
-#include "rcu/util_int.h"
-
+#include <assert.h>
 #include <string.h>
+#include <sys/mman.h>
 
 void timer_queue_init(struct timer_queue *q)
 {
     memset(q, 0, sizeof(*q));
-}
-
-static inline bool is_used(const struct timer_queue *q, unsigned place)
-{
-    return q->used >> place & 1;
-}
-
-static inline void set_first(struct timer_queue *q, unsigned place, QEMUTimer *ts)
-{
-    q->used |= UINT64_C(1) << place;
-    q->first[place] = ts;
-    q->key[place] = ts->expire_time;
-    ts->place = place;
-}
-
-static inline void clear_place(struct timer_queue *q, unsigned place)
-{
-    q->used &= ~(UINT64_C(1) << place);
-    q->first[place] = NULL;
-}
-
-/* ---- Lanes ----------------------------------------------------------------------------------- */
-
-/* The lane whose last timer is the closest one before @ts, else an empty one, else -1. */
-static int pick_lane(const struct timer_queue *q, const QEMUTimer *ts)
-{
-    int best = -1, empty = -1;
-
+    for (int i = 0; i < TQ_PARTS; i++) {
+        q->soonest_key[i] = NO_DEADLINE;
+    }
     for (int i = 0; i < TQ_LANES; i++) {
-        if (!is_used(q, i)) {
-            empty = i;
-        } else if (q->lane_tail_key[i] <= ts->expire_time &&
-                   (best < 0 || q->lane_tail_key[i] > q->lane_tail_key[best]) &&
-                   timer_before(q->lane_tail[i], ts)) {
-            best = i;
+        q->near[i] = INT64_MIN;
+    }
+    for (int i = 0; i < TQ_STRAYS; i++) {
+        q->stray[i] = INT64_MIN;
+    }
+    q->heap.end = q->soft.end = HEAP_ROOT;
+}
+
+/* ---- Room ------------------------------------------------------------------------------------ */
+
+/*
+ * The heaps' arrays are mappings of their own: they grow by moving pages, not by copying, so that
+ * growing a large one does not hold up the list; they begin on a page, which aligns siblings; and
+ * the one for ranges costs address space only, while no timer has one.
+ */
+static bool grow(struct timer_heap *h, size_t old_bytes, size_t bytes)
+{
+    void *p = old_bytes
+                  ? mremap(h->group, old_bytes, bytes, MREMAP_MAYMOVE)
+                  : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (p == MAP_FAILED) {
+        return false;
+    }
+    h->group = p;
+    return true;
+}
+
+static void release(struct timer_heap *h, size_t bytes)
+{
+    if (h->group) {
+        munmap(h->group, bytes);
+    }
+}
+
+enum { ROOM_LEAST = 4096 / sizeof(struct heap_group) * HEAP_WIDTH };
+
+static size_t bytes_of(uint32_t room)
+{
+    return (size_t)room / HEAP_WIDTH * sizeof(struct heap_group);
+}
+
+bool timer_queue_reserve(struct timer_queue *q, uint32_t timers)
+{
+    uint32_t room = q->room ? q->room : ROOM_LEAST;
+
+    while (room - HEAP_ROOT < timers) {
+        if (room > PLACE_LIST / 2) {
+            return false;
         }
+        room *= 2;
     }
-    return best >= 0 ? best : empty;
+    if (room == q->room) {
+        return true;
+    }
+    if (!grow(&q->heap, bytes_of(q->room), bytes_of(room))) {
+        return false;
+    }
+    if (!grow(&q->soft, bytes_of(q->room), bytes_of(room))) {
+        /* back to one size for both; shrinking does not fail */
+        if (!q->room) {
+            release(&q->heap, bytes_of(room));
+            q->heap.group = NULL;
+        } else {
+            grow(&q->heap, bytes_of(room), bytes_of(q->room));
+        }
+        return false;
+    }
+    st_relaxed(&q->room, room);
+    return true;
 }
 
-static void lane_append(struct timer_queue *q, int lane, QEMUTimer *ts)
+void timer_queue_destroy(struct timer_queue *q)
 {
-    ts->child = ts->next = NULL;
-    if (is_used(q, lane)) {
-        ts->prev = q->lane_tail[lane];
-        ts->prev->next = ts;
-        ts->place = lane;
-    } else {
-        ts->prev = NULL;
-        set_first(q, lane, ts);
-    }
-    q->lane_tail[lane] = ts;
-    q->lane_tail_key[lane] = ts->expire_time;
-}
-
-static void lane_remove(struct timer_queue *q, QEMUTimer *ts)
-{
-    unsigned lane = ts->place;
-
-    if (ts->next) {
-        ts->next->prev = ts->prev;
-    } else if (ts->prev) {
-        q->lane_tail[lane] = ts->prev;
-        q->lane_tail_key[lane] = ts->prev->expire_time;
-    }
-    if (ts->prev) {
-        ts->prev->next = ts->next;
-    } else if (ts->next) {
-        set_first(q, lane, ts->next);
-    } else {
-        clear_place(q, lane);
-    }
+    release(&q->heap, bytes_of(q->room));
+    release(&q->soft, bytes_of(q->room));
 }
 
 /* ---- Heaps ----------------------------------------------------------------------------------- */
 
-/* Joins two heaps; the later root becomes the sooner one's first child. */
-static inline QEMUTimer *meld(QEMUTimer *a, QEMUTimer *b)
+static ALWAYS_INLINE uint32_t *index_of(QEMUTimer *ts, bool soft)
 {
-    if (timer_before(b, a)) {
-        QEMUTimer *t = a;
-        a = b;
-        b = t;
-    }
-    b->place = PLACE_INNER;
-    b->prev = a;
-    b->next = a->child;
-    if (a->child) {
-        a->child->prev = b;
-    }
-    a->child = b;
-    return a;
+    return soft ? &ts->soft_place : &ts->place;
 }
 
-/* Makes one heap of @ts's children: pairs from left to right, then those from right to left. */
-static QEMUTimer *meld_children(QEMUTimer *ts)
+static ALWAYS_INLINE int64_t key_of(const QEMUTimer *ts, bool soft)
 {
-    QEMUTimer *stack = NULL, *root = NULL;
+    return soft ? ts->soonest : ts->expire_time;
+}
 
-    for (QEMUTimer *a = ts->child, *rest; a; a = rest) {
-        QEMUTimer *b = a->next;
-        QEMUTimer *pair = a;
+static ALWAYS_INLINE int64_t *key_at(const struct timer_heap *h, uint32_t i)
+{
+    return &h->group[i / HEAP_WIDTH].key[i % HEAP_WIDTH];
+}
 
-        rest = NULL;
-        if (b) {
-            rest = b->next;
-            pair = meld(a, b);
+static ALWAYS_INLINE QEMUTimer **timer_at(const struct timer_heap *h, uint32_t i)
+{
+    return &h->group[i / HEAP_WIDTH].ts[i % HEAP_WIDTH];
+}
+
+static ALWAYS_INLINE uint32_t parent_of(uint32_t i)
+{
+    return i / HEAP_WIDTH + HEAP_ROOT - 1;
+}
+
+static ALWAYS_INLINE void put(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
+                              bool soft)
+{
+    *key_at(h, i) = key;
+    *timer_at(h, i) = ts;
+    *index_of(ts, soft) = i;
+}
+
+/* Whether (@key, @ts) comes before entry @i. */
+static ALWAYS_INLINE bool is_before(const struct timer_heap *h, int64_t key, const QEMUTimer *ts,
+                                    uint32_t i)
+{
+    int64_t other = *key_at(h, i);
+
+    return key < other || (unlikely(key == other) && ts->seq < (*timer_at(h, i))->seq);
+}
+
+struct rival {
+    int64_t key;
+    unsigned i;
+};
+
+/* *@ties counts the matches that nobody has won, those of empty places aside. */
+static ALWAYS_INLINE struct rival match(struct rival a, struct rival b, unsigned *ties)
+{
+    *ties += (a.key == b.key) & (a.key != NO_DEADLINE);
+    return (struct rival){ b.key < a.key ? b.key : a.key, b.key < a.key ? b.i : a.i };
+}
+
+static ALWAYS_INLINE struct rival match_four(const int64_t *key, unsigned i, unsigned *ties)
+{
+    struct rival r[4];
+
+    for (unsigned j = 0; j < 4; j++) {
+        r[j] = (struct rival){ key[i + j], i + j };
+    }
+    return match(match(r[0], r[1], ties), match(r[2], r[3], ties), ties);
+}
+
+static __attribute__((noinline)) unsigned first_by_seq(const struct heap_group *g)
+{
+    unsigned best = 0;
+
+    for (unsigned i = 1; i < HEAP_WIDTH; i++) {
+        if (g->key[i] < g->key[best] || (g->key[i] == g->key[best] && g->key[i] != NO_DEADLINE &&
+                                         g->ts[i]->seq < g->ts[best]->seq)) {
+            best = i;
         }
-        pair->next = stack;
-        stack = pair;
     }
-    while (stack) {
-        QEMUTimer *t = stack;
-
-        stack = t->next;
-        root = root ? meld(root, t) : t;
-    }
-    if (root) {
-        root->prev = root->next = NULL;
-    }
-    return root;
+    return best;
 }
 
-static void heap_insert(struct timer_queue *q, QEMUTimer *ts)
+/* The first of a group: a tournament without branches, which would be guessed wrong. */
+static ALWAYS_INLINE unsigned first_of_group(const struct heap_group *g)
 {
-    unsigned place = TQ_LANES;
-    QEMUTimer *root = ts;
+    unsigned ties = 0;
+    struct rival best = match(match_four(g->key, 0, &ties), match_four(g->key, 4, &ties), &ties);
 
-    ts->child = ts->next = ts->prev = NULL;
-    while (is_used(q, place)) {
-        root = meld(root, q->first[place]);
-        clear_place(q, place);
-        place += place < TQ_PLACES - 1;
-    }
-    root->prev = root->next = NULL;
-    set_first(q, place, root);
+    return likely(!ties) ? best.i : first_by_seq(g);
 }
 
-/* Puts @sub, which may be NULL, in the place of @ts among its siblings. */
-static void replace_inner(QEMUTimer *ts, QEMUTimer *sub)
+/* The first child of @i; 0: it has none. */
+static ALWAYS_INLINE uint32_t first_child(const struct timer_heap *h, uint32_t i)
 {
-    QEMUTimer *prev = ts->prev, *next = ts->next;
-    QEMUTimer *link = sub ? sub : next;
+    uint32_t g = i - (HEAP_ROOT - 1), c = g * HEAP_WIDTH;
 
-    if (sub) {
-        sub->place = PLACE_INNER;
-        sub->prev = prev;
-        sub->next = next;
+    return likely(c < h->end) ? c + first_of_group(&h->group[g]) : 0;
+}
+
+static ALWAYS_INLINE void shift(struct timer_heap *h, uint32_t to, uint32_t from, bool soft)
+{
+    put(h, to, *key_at(h, from), *timer_at(h, from), soft);
+}
+
+/* Fills the hole at @i with @ts, or pulls down what is above it until @ts fits. */
+static ALWAYS_INLINE void sift_up(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
+                                  bool soft)
+{
+    while (i > HEAP_ROOT && is_before(h, key, ts, parent_of(i))) {
+        shift(h, i, parent_of(i), soft);
+        i = parent_of(i);
     }
-    if (next) {
-        next->prev = sub ? sub : prev;
+    put(h, i, key, ts, soft);
+}
+
+/* The reverse. */
+static ALWAYS_INLINE void sift_down(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
+                                    bool soft)
+{
+    for (uint32_t c; (c = first_child(h, i)) != 0 && !is_before(h, key, ts, c); i = c) {
+        shift(h, i, c, soft);
     }
-    if (prev->child == ts) {
-        prev->child = link;
+    put(h, i, key, ts, soft);
+}
+
+/* For a timer that is likely to belong to the bottom: down without looking at it, then up. */
+static ALWAYS_INLINE void sift_to_bottom(struct timer_heap *h, uint32_t i, int64_t key,
+                                         QEMUTimer *ts, bool soft)
+{
+    for (uint32_t c; (c = first_child(h, i)) != 0; i = c) {
+        shift(h, i, c, soft);
+    }
+    sift_up(h, i, key, ts, soft);
+}
+
+static ALWAYS_INLINE void sift(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
+                               bool soft)
+{
+    if (i > HEAP_ROOT && is_before(h, key, ts, parent_of(i))) {
+        sift_up(h, i, key, ts, soft);
     } else {
-        prev->next = link;
+        sift_down(h, i, key, ts, soft);
     }
 }
 
-static void heap_remove(struct timer_queue *q, QEMUTimer *ts)
+static ALWAYS_INLINE void heap_insert(struct timer_heap *h, QEMUTimer *ts, bool soft)
 {
-    QEMUTimer *sub = meld_children(ts);
+    uint32_t i = h->end++;
 
-    if (ts->place == PLACE_INNER) {
-        replace_inner(ts, sub);
-    } else if (sub) {
-        set_first(q, ts->place, sub);
-    } else {
-        clear_place(q, ts->place);
+    if (i % HEAP_WIDTH == 0) { /* a new group: its other places are empty */
+        for (unsigned j = 0; j < HEAP_WIDTH; j++) {
+            h->group[i / HEAP_WIDTH].key[j] = NO_DEADLINE;
+        }
     }
+    sift_up(h, i, key_of(ts, soft), ts, soft);
+}
+
+static ALWAYS_INLINE void heap_remove(struct timer_heap *h, QEMUTimer *ts, bool soft)
+{
+    uint32_t i = *index_of(ts, soft), last = --h->end;
+    int64_t key = *key_at(h, last);
+
+    *key_at(h, last) = NO_DEADLINE;
+    if (i == last) {
+        return;
+    }
+    if (i == HEAP_ROOT) {
+        sift_to_bottom(h, i, key, *timer_at(h, last), soft);
+    } else {
+        sift(h, i, key, *timer_at(h, last), soft);
+    }
+}
+
+static ALWAYS_INLINE void note_root(struct timer_queue *q)
+{
+    q->soonest_key[TQ_HEAP] =
+        q->heap.end > HEAP_ROOT ? q->heap.group[0].key[HEAP_ROOT] : NO_DEADLINE;
 }
 
 /* ---- The queue ------------------------------------------------------------------------------- */
 
-static QEMUTimer *find_min(const struct timer_queue *q)
+/* Linear: for want of memory only. */
+static void spill(struct timer_queue *q, QEMUTimer *ts)
 {
-    uint64_t left = q->used;
-    int best = -1;
+    QEMUTimer *prev = q->last[TQ_SPILL];
 
-    for (; left; left &= left - 1) {
-        int i = __builtin_ctzll(left);
+    while (prev && timer_before(ts, prev)) {
+        prev = prev->prev;
+    }
+    ts->place = PLACE_LIST + TQ_SPILL;
+    ts->prev = prev;
+    ts->next = prev ? prev->next : q->first[TQ_SPILL];
+    *(ts->next ? &ts->next->prev : &q->last[TQ_SPILL]) = ts;
+    *(prev ? &prev->next : &q->first[TQ_SPILL]) = ts;
+    q->soonest_key[TQ_SPILL] = q->first[TQ_SPILL]->expire_time;
+}
 
-        if (best < 0 || q->key[i] < q->key[best] ||
-            (q->key[i] == q->key[best] && q->first[i]->seq < q->first[best]->seq)) {
-            best = i;
+static __attribute__((noinline)) void soft_insert(struct timer_queue *q, QEMUTimer *ts)
+{
+    heap_insert(&q->soft, ts, true);
+}
+
+static __attribute__((noinline)) void soft_remove(struct timer_queue *q, QEMUTimer *ts)
+{
+    heap_remove(&q->soft, ts, true);
+}
+
+unsigned timer_queue_empty_lane(const struct timer_queue *q)
+{
+    for (unsigned i = 0; i < TQ_LANES; i++) {
+        if (!q->first[i]) {
+            return i;
         }
     }
-    return best < 0 ? NULL : q->first[best];
+    return TQ_LANES;
 }
 
-void timer_queue_insert(struct timer_queue *q, QEMUTimer *ts)
+/*
+ * A lane that a few long timers have begun would be lost to others until they are over: when all
+ * lanes are taken, one of them that has got nothing for long moves a timer into the heap with each
+ * stray that comes.
+ */
+static void empty_stale_lane(struct timer_queue *q, uint64_t seq)
 {
-    int lane = pick_lane(q, ts);
+    unsigned i = q->hand;
+    QEMUTimer *ts = q->first[i];
 
-    if (lane >= 0) {
-        lane_append(q, lane, ts);
-    } else {
-        heap_insert(q, ts);
-    }
-    if (!q->min || timer_before(ts, q->min)) {
-        q->min = ts;
+    q->hand = i + 1 < TQ_LANES ? i + 1 : 0;
+    if ((int64_t)(seq - q->last[i]->seq) > TQ_STALE && q->heap.end < q->room) {
+        timer_queue_remove_from_list(q, ts);
+        heap_insert(&q->heap, ts, false);
     }
 }
 
-void timer_queue_remove(struct timer_queue *q, QEMUTimer *ts)
+static ALWAYS_INLINE void note_stray(struct timer_queue *q, int64_t key, uint64_t seq)
 {
-    if (ts->place < TQ_LANES) {
-        lane_remove(q, ts);
+    q->stray[timer_queue_stray(key, 0)] = key;
+    if (unlikely(q->first[0] && q->first[1] && q->first[2])) {
+        empty_stale_lane(q, seq);
+    }
+    note_root(q);
+}
+static_assert(TQ_LANES == 3, "three are asked for");
+
+void timer_queue_insert_in_heap(struct timer_queue *q, QEMUTimer *ts)
+{
+    if (unlikely(q->heap.end >= q->room)) {
+        spill(q, ts); /* and its range is not used */
+        return;
+    }
+    heap_insert(&q->heap, ts, false);
+    if (unlikely(timer_has_range(ts))) {
+        note_root(q);
+        soft_insert(q, ts);
     } else {
-        heap_remove(q, ts);
+        note_stray(q, ts->expire_time, ts->seq);
     }
-    ts->place = PLACE_NONE;
-    if (ts == q->min) {
-        q->min = find_min(q);
+}
+
+void timer_queue_remove_from_heap(struct timer_queue *q, QEMUTimer *ts)
+{
+    if (unlikely(timer_has_range(ts))) {
+        soft_remove(q, ts);
     }
+    heap_remove(&q->heap, ts, false);
+    note_root(q);
+}
+
+void timer_queue_move_in_heap(struct timer_queue *q, QEMUTimer *ts, int64_t key)
+{
+    sift(&q->heap, ts->place, key, ts, false);
+    note_stray(q, key, ts->seq);
+}
+
+static QEMUTimer *first_of(const struct timer_queue *q, int part)
+{
+    return part == TQ_HEAP ? q->heap.group[0].ts[HEAP_ROOT] : q->first[part];
+}
+
+QEMUTimer *timer_queue_first(const struct timer_queue *q)
+{
+    int64_t key = q->soonest_key[0];
+    int best = 0;
+
+    for (int i = 1; i < TQ_PARTS; i++) {
+        int64_t k = q->soonest_key[i];
+
+        if (unlikely(k == key && k != NO_DEADLINE)) {
+            best = first_of(q, i)->seq < first_of(q, best)->seq ? i : best;
+        } else {
+            best = k < key ? i : best;
+            key = k < key ? k : key;
+        }
+    }
+    return key == NO_DEADLINE ? NULL : first_of(q, best);
 }
 
 /* ---- Checking -------------------------------------------------------------------------------- */
 
-static unsigned long verify_lane(const struct timer_queue *q, unsigned lane)
+static unsigned long verify_list(const struct timer_queue *q, unsigned i)
 {
     const QEMUTimer *prev = NULL;
     unsigned long n = 0;
 
-    for (const QEMUTimer *ts = q->first[lane]; ts; prev = ts, ts = ts->next, n++) {
-        must(ts->place == lane);
+    for (const QEMUTimer *ts = q->first[i]; ts; prev = ts, ts = ts->next, n++) {
+        must(ts->place == PLACE_LIST + i);
         must(ts->prev == prev);
         must(!prev || timer_before(prev, ts));
     }
-    must(q->lane_tail[lane] == prev);
-    must(q->lane_tail_key[lane] == prev->expire_time);
+    must(q->last[i] == prev);
+    must(i >= TQ_LANES || q->near[i] == (prev ? prev->expire_time : INT64_MIN));
+    must(q->soonest_key[i] == (q->first[i] ? q->first[i]->expire_time : NO_DEADLINE));
     return n;
 }
 
-/* Depth first without recursion: a heap can be as deep as it has timers. */
-static unsigned long verify_heap(const QEMUTimer *root)
+static unsigned long verify_heap(const struct timer_heap *h, bool soft)
 {
-    const QEMUTimer *ts = root;
-    unsigned long n = 0;
+    for (uint32_t i = HEAP_ROOT; i < h->end; i++) {
+        QEMUTimer *ts = *timer_at(h, i);
 
-    must(!root->prev && !root->next);
-    for (;;) {
-        n++;
-        if (ts->child) {
-            must(ts->child->prev == ts);
-            must(ts->child->place == PLACE_INNER && timer_before(ts, ts->child));
-            ts = ts->child;
-            continue;
-        }
-        while (ts != root && !ts->next) { /* up: to the first sibling, then to the parent */
-            while (ts->prev->child != ts) {
-                ts = ts->prev;
-            }
-            ts = ts->prev;
-        }
-        if (ts == root) {
-            return n;
-        }
-        must(ts->next->prev == ts && ts->next->place == PLACE_INNER);
-        const QEMUTimer *first = ts; /* siblings are later than their common parent */
-        while (first->prev->child != first) {
-            first = first->prev;
-        }
-        must(timer_before(first->prev, ts->next));
-        ts = ts->next;
+        must(*index_of(ts, soft) == i && *key_at(h, i) == key_of(ts, soft));
+        must(i == HEAP_ROOT || !is_before(h, *key_at(h, i), ts, parent_of(i)));
+        must(!soft || (timer_has_range(ts) && ts->place < PLACE_LIST));
     }
+    for (uint32_t i = h->end; i % HEAP_WIDTH && i > HEAP_WIDTH; i++) {
+        must(*key_at(h, i) == NO_DEADLINE);
+    }
+    return h->end - HEAP_ROOT;
 }
 
 unsigned long timer_queue_verify(const struct timer_queue *q)
 {
-    unsigned long n = 0;
+    unsigned long n = verify_heap(&q->heap, false), ranges = 0;
 
-    for (unsigned i = 0; i < TQ_PLACES; i++) {
-        must(is_used(q, i) == (q->first[i] != NULL));
-        if (!is_used(q, i)) {
-            continue;
-        }
-        must(q->first[i]->place == i && q->key[i] == q->first[i]->expire_time);
-        n += i < TQ_LANES ? verify_lane(q, i) : verify_heap(q->first[i]);
+    for (uint32_t i = HEAP_ROOT; i < q->heap.end; i++) {
+        ranges += timer_has_range(*timer_at(&q->heap, i));
     }
-    must(q->min == find_min(q));
+    must(verify_heap(&q->soft, true) == ranges);
+    must(q->soonest_key[TQ_HEAP] == (n ? *key_at(&q->heap, HEAP_ROOT) : NO_DEADLINE));
+    for (unsigned i = 0; i < TQ_LISTS; i++) {
+        n += verify_list(q, i);
+    }
     return n;
 }

@@ -22,7 +22,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static_assert(sizeof(QEMUTimer) == 96, "part of the binary interface");
+static_assert(sizeof(QEMUTimer) == 80, "part of the binary interface");
 
 static int64_t to_ns(const QEMUTimer *ts, int64_t t)
 {
@@ -37,28 +37,53 @@ static int64_t to_ns(const QEMUTimer *ts, int64_t t)
     return ns;
 }
 
-static QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
-{
-    QEMUTimerList *tl = ts->timer_list;
+/*
+ * The list of the timer that this thread handled last.  Most often it is the next one's too, and
+ * then the processor need not wait for the timer's cache line before it can go on with the list,
+ * nor with the next call: the comparison below is a guess that it takes back when it was wrong.
+ */
+static __thread QEMUTimerList *last_list __attribute__((tls_model("initial-exec")));
 
-    if (unlikely(!tl)) {
-        die_misuse(call, "the timer was not initialised, or timer_deinit() has released it");
+static inline QEMUTimerList *list_of(const QEMUTimer *ts, const char *call)
+{
+    QEMUTimerList *tl = last_list;
+
+    if (unlikely(ts->timer_list != tl || !tl)) {
+        tl = ts->timer_list;
+        if (!tl) {
+            die_misuse(call, "the timer was not initialised, or timer_deinit() has released it");
+        }
+        last_list = tl;
     }
+    __asm__("" : "+r"(tl)); /* or the compiler takes the timer's, as they are equal */
     rcu_check_fork(call);
-    pthread_mutex_lock(&tl->lock);
-    if (unlikely(ts->timer_list != tl)) {
-        die_misuse(call, "timer_deinit() ran beside this call on the same timer");
-    }
     return tl;
 }
 
-/* Moving a timer touches its neighbours in the queue, which are anywhere in memory: fetch them at
- * once and not one after the other. */
-static inline void prefetch_neighbours(const QEMUTimer *ts)
+static inline void check_still_of(const QEMUTimerList *tl, const QEMUTimer *ts, const char *call)
 {
-    __builtin_prefetch(ts->child, 1);
-    __builtin_prefetch(ts->next, 1);
-    __builtin_prefetch(ts->prev, 1);
+    if (unlikely(ts->timer_list != tl)) {
+        die_misuse(call, "timer_deinit() ran beside this call on the same timer");
+    }
+}
+
+static inline QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
+{
+    QEMUTimerList *tl = list_of(ts, call);
+
+    list_lock(&tl->lock);
+    check_still_of(tl, ts, call);
+    return tl;
+}
+
+/* The same for a caller that may wait for a callback. */
+static QEMUTimerList *lock_timer_to_wait(const QEMUTimer *ts, const char *call)
+{
+    QEMUTimerList *tl = list_of(ts, call);
+
+    list_lock_to_wait(&tl->lock);
+    check_still_of(tl, ts, call);
+    return tl;
 }
 
 static inline bool is_armed(const QEMUTimer *ts)
@@ -77,6 +102,9 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
     if (!cb) {
         die_misuse("timer_init", "the timer has no callback");
     }
+    if (attributes & ~QEMU_TIMER_ATTR_EXTERNAL) {
+        die_misuse("timer_init", "attributes is %#x; there is no such attribute", attributes);
+    }
     clock_of(type);
     if (!group || group == &main_loop_tlg) {
         init_clocks(NULL);
@@ -88,6 +116,7 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
     }
     *ts = (QEMUTimer){
         .expire_time = -1,
+        .soonest = -1,
         .timer_list = group->tl[type],
         .cb = cb,
         .opaque = opaque,
@@ -96,6 +125,7 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
         .place = PLACE_NONE,
     };
     timerlist_get(ts->timer_list);
+    timerlist_add_room(ts->timer_list, ts);
     if (type == QEMU_CLOCK_HOST) {
         host_watch_start();
     }
@@ -140,7 +170,7 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
     if (!ts->timer_list) {
         return 0;
     }
-    tl = lock_timer(ts, call);
+    tl = sync ? lock_timer_to_wait(ts, call) : lock_timer(ts, call);
     if (ts->state & TIMER_HEAP) {
         die_misuse(call, "the timer is from timer_new(); timer_free() it");
     }
@@ -154,8 +184,9 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
         timerlist_wait_run_locked(tl, run, &waiter);
     }
     forget_runs_locked(tl, ts);
+    timerlist_drop_room(tl, ts);
     ts->timer_list = NULL;
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     timerlist_put(tl);
     return ret;
 }
@@ -192,7 +223,7 @@ QEMUTimer *timer_new_full(QEMUTimerListGroup *group, QEMUClockType type, int sca
         tl->walk->walk_pprev = &ht->walk_next;
     }
     st_release(&tl->walk, ht); /* a walker that sees it sees it initialised */
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     return &ht->timer;
 }
 
@@ -220,6 +251,7 @@ static void free_heap_timer(AioRcuHead *head)
 {
     struct heap_timer *ht = container_of(head, struct heap_timer, rcu);
 
+    timerlist_drop_room(ht->timer.timer_list, &ht->timer);
     timerlist_put(ht->timer.timer_list);
     free(ht);
 }
@@ -262,7 +294,7 @@ void timer_free(QEMUTimer *ts)
     if (run) {
         run->reap = true;
     }
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     if (!run) {
         heap_timer_reap(ht);
     }
@@ -278,31 +310,88 @@ void timer_set_name(QEMUTimer *ts, const char *name)
 
 /* ---- Arming and cancelling ------------------------------------------------------------------- */
 
-static bool arm(QEMUTimer *ts, int64_t ns, bool only_earlier, const char *call)
+/* Puts a timer, armed or not, where its new deadline belongs. */
+static ALWAYS_INLINE void place_locked(QEMUTimerList *tl, struct timer_queue *q, QEMUTimer *ts,
+                                       int64_t soonest, int64_t latest)
 {
-    QEMUTimerList *tl = lock_timer(ts, call);
-    struct timer_class *cls = class_of(tl, ts);
-    bool armed = is_armed(ts);
+    unsigned lane = soonest == latest ? timer_queue_pick_lane(q, latest) : TQ_LANES;
+    bool stays = lane == TQ_LANES && soonest == latest && likely(ts->place < PLACE_LIST) &&
+                 likely(!timer_has_range(ts)); /* in the heap */
 
-    prefetch_neighbours(ts);
-    if ((ts->state & TIMER_DEAD) || tl->closed ||
-        (only_earlier && armed && ts->expire_time <= ns)) {
-        pthread_mutex_unlock(&tl->lock);
+    if (!stays && ts->place != PLACE_NONE) {
+        timerlist_take_out_locked(tl, ts); /* a lane that it leaves still takes @latest */
+    }
+    ts->seq = ++tl->seq;
+    st_release(&ts->expire_time, latest);
+    if (soonest != latest) {
+        ts->soonest = soonest;
+        st_release(&ts->state, ts->state | TIMER_RANGE);
+    }
+    if (likely(stays)) {
+        timer_queue_move_in_heap(q, ts, latest);
+    } else if (lane < TQ_LANES) {
+        timer_queue_append(q, lane, ts, latest);
+    } else {
+        timer_queue_insert_in_heap(q, ts);
+    }
+}
+
+/* Whether a timer's move from deadline @old, -1 when it was not armed, to @latest can change what
+ * the class publishes. */
+static inline bool touches_head(const struct timer_class *cls, int64_t old, int64_t latest)
+{
+    return (uint64_t)old <= (uint64_t)cls->head || latest < cls->head;
+}
+
+/* Arms a timer, or moves it, and drops the lock.  One store of the head for the whole move: nobody
+ * sees the list without this timer. */
+static ALWAYS_INLINE bool arm_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t soonest,
+                                     int64_t latest)
+{
+    struct timer_class *cls = class_of(tl, ts);
+    bool look = touches_head(cls, ts->expire_time, latest) || soonest != latest ||
+                unlikely(timer_has_range(ts));
+    bool forward = false;
+
+    place_locked(tl, &cls->queue, ts, soonest, latest);
+    if (unlikely(look)) {
+        forward = timerlist_publish_locked(cls);
+    }
+    timerlist_unlock_notify(tl, forward);
+    return true;
+}
+
+static inline bool may_arm(const QEMUTimerList *tl, const QEMUTimer *ts)
+{
+    return likely(!(ts->state & TIMER_DEAD) && !tl->closed);
+}
+
+static ALWAYS_INLINE bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
+{
+    QEMUTimerList *tl = lock_timer(ts, "timer_mod");
+
+    if (!may_arm(tl, ts)) {
+        list_unlock(&tl->lock);
         return false;
     }
-    if (only_earlier && ts->place == PLACE_DUE) {
-        timerlist_anticipate_due_locked(tl, ts, ns);
-    } else {
-        if (armed) {
-            timerlist_take_out_locked(tl, ts);
-        }
-        ts->seq = ++tl->seq;
-        st_release(&ts->expire_time, ns);
-        timer_queue_insert(&cls->queue, ts);
+    return arm_unlock(tl, ts, soonest, latest);
+}
+
+static bool arm_earlier(QEMUTimer *ts, int64_t ns)
+{
+    QEMUTimerList *tl = lock_timer(ts, "timer_mod_anticipate");
+
+    if (!may_arm(tl, ts) || (is_armed(ts) && ts->expire_time <= ns)) {
+        list_unlock(&tl->lock);
+        return false;
     }
-    /* One store of the head for the whole move: nobody sees the list without this timer. */
-    timerlist_unlock_notify(tl, timerlist_publish_locked(cls));
-    return true;
+    /* Of a range, the new deadline may lie after what the pass calls now. */
+    if (ts->place == PLACE_DUE && ns <= tl->pass_now) {
+        timerlist_anticipate_due_locked(tl, ts, ns);
+        timerlist_unlock_notify(tl, timerlist_publish_locked(class_of(tl, ts)));
+        return true;
+    }
+    return arm_unlock(tl, ts, ns, ns);
 }
 
 static int64_t clamp_ns(int64_t ns)
@@ -312,22 +401,69 @@ static int64_t clamp_ns(int64_t ns)
 
 bool timer_mod_ns(QEMUTimer *ts, int64_t expire_time)
 {
-    return arm(ts, clamp_ns(expire_time), false, "timer_mod");
+    int64_t ns = clamp_ns(expire_time);
+
+    return arm(ts, ns, ns);
 }
 
 bool timer_mod(QEMUTimer *ts, int64_t expire_time)
 {
-    return arm(ts, to_ns(ts, expire_time), false, "timer_mod");
+    int64_t ns = to_ns(ts, expire_time);
+
+    return arm(ts, ns, ns);
+}
+
+bool timer_mod_range_ns(QEMUTimer *ts, int64_t soonest, int64_t latest)
+{
+    soonest = clamp_ns(soonest);
+    latest = clamp_ns(latest);
+    return arm(ts, soonest < latest ? soonest : latest, latest);
 }
 
 bool timer_mod_anticipate_ns(QEMUTimer *ts, int64_t expire_time)
 {
-    return arm(ts, clamp_ns(expire_time), true, "timer_mod_anticipate");
+    return arm_earlier(ts, clamp_ns(expire_time));
 }
 
 bool timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time)
 {
-    return arm(ts, to_ns(ts, expire_time), true, "timer_mod_anticipate");
+    return arm_earlier(ts, to_ns(ts, expire_time));
+}
+
+/* @last plus the least whole number of @interval, at least one, that lies after @now. */
+static int64_t next_period(int64_t last, int64_t now, int64_t interval, uint64_t *ret_missed)
+{
+    uint64_t periods = now < last ? 1 : ((uint64_t)now - (uint64_t)last) / (uint64_t)interval + 1;
+    int64_t next;
+
+    if (__builtin_mul_overflow(periods, interval, &next) ||
+        __builtin_add_overflow(next, last, &next)) {
+        next = INT64_MAX;
+    }
+    *ret_missed = periods - 1;
+    return clamp_ns(next);
+}
+
+uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns)
+{
+    uint64_t missed = 0;
+    QEMUTimerList *tl;
+    int64_t last, next;
+
+    if (interval_ns < 1) {
+        die_misuse("timer_forward", "the interval is %lld ns; it is 1 at least",
+                   (long long)interval_ns);
+    }
+    now = clamp_ns(now);
+    tl = lock_timer(ts, "timer_forward");
+    if (!may_arm(tl, ts)) {
+        list_unlock(&tl->lock);
+        return 0;
+    }
+    last = is_armed(ts) ? ts->expire_time : ts->soonest;
+    next = next_period(last < 0 ? now : last, now, interval_ns, &missed);
+    arm_unlock(tl, ts, next, next);
+    return missed;
 }
 
 bool timer_del(QEMUTimer *ts)
@@ -335,7 +471,7 @@ bool timer_del(QEMUTimer *ts)
     QEMUTimerList *tl = lock_timer(ts, "timer_del");
     bool armed = timerlist_cancel_locked(tl, ts);
 
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     return armed;
 }
 
@@ -347,7 +483,7 @@ int timer_del_sync(QEMUTimer *ts)
     int ret;
 
     rcu_check_may_wait("timer_del_sync");
-    tl = lock_timer(ts, "timer_del_sync");
+    tl = lock_timer_to_wait(ts, "timer_del_sync");
     timerlist_get(tl); /* the callback may free the timer, and its reference with it */
     ret = timerlist_cancel_locked(tl, ts);
     run = timerlist_find_run_locked(tl, ts);
@@ -357,7 +493,7 @@ int timer_del_sync(QEMUTimer *ts)
         timerlist_wait_run_locked(tl, run, &waiter); /* from here on @ts may be gone */
         ret |= waiter.disarmed;
     }
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     timerlist_put(tl);
     return ret;
 }

@@ -13,6 +13,7 @@
 #include "rcu/atomic_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/clock_int.h"
+#include "timers/icount_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <errno.h>
@@ -25,7 +26,6 @@ QEMUTimerListGroup main_loop_tlg;
 
 QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque)
 {
-    pthread_mutexattr_t attr;
     QEMUTimerList *tl;
 
     rcu_check_fork("timerlist_new");
@@ -41,14 +41,10 @@ QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void
     tl->notify_cb = cb;
     tl->notify_opaque = opaque;
     tl->refs = 1;
-    pthread_mutexattr_init(&attr);
-    pthread_mutexattr_settype(&attr,
-                              PTHREAD_MUTEX_ADAPTIVE_NP); /* held for tens of ns: spin first */
-    pthread_mutex_init(&tl->lock, &attr);
-    pthread_mutexattr_destroy(&attr);
+    list_lock_init(&tl->lock);
     pthread_cond_init(&tl->run_done, NULL);
     for (int i = 0; i < CLASS_MAX; i++) {
-        tl->cls[i].head = NO_DEADLINE;
+        tl->cls[i].head = tl->cls[i].soft = NO_DEADLINE;
         timer_queue_init(&tl->cls[i].queue);
     }
     clock_add_list(tl);
@@ -59,8 +55,11 @@ static void free_list(AioRcuHead *head)
 {
     QEMUTimerList *tl = container_of(head, QEMUTimerList, rcu);
 
+    for (int i = 0; i < CLASS_MAX; i++) {
+        timer_queue_destroy(&tl->cls[i].queue);
+    }
     pthread_cond_destroy(&tl->run_done);
-    pthread_mutex_destroy(&tl->lock);
+    list_lock_destroy(&tl->lock);
     free(tl);
 }
 
@@ -92,6 +91,7 @@ void timerlist_put(QEMUTimerList *tl)
 static void disarm_locked(QEMUTimerList *tl, QEMUTimer *ts)
 {
     timerlist_take_out_locked(tl, ts);
+    ts->soonest = ts->expire_time; /* the last deadline, for timer_forward() */
     st_release(&ts->expire_time, -1);
 }
 
@@ -101,7 +101,7 @@ static void disarm_all_locked(QEMUTimerList *tl)
         struct timer_class *cls = &tl->cls[i];
         QEMUTimer *ts;
 
-        while ((ts = cls->due_first ? cls->due_first : timer_queue_peek(&cls->queue))) {
+        while ((ts = cls->due_first ? cls->due_first : timer_queue_first(&cls->queue))) {
             disarm_locked(tl, ts);
         }
         timerlist_publish_locked(cls);
@@ -111,7 +111,7 @@ static void disarm_all_locked(QEMUTimerList *tl)
 static void close_list(QEMUTimerList *tl, const char *call, bool free_it)
 {
     rcu_check_fork(call);
-    pthread_mutex_lock(&tl->lock);
+    list_lock(&tl->lock);
     if (tl->freed) {
         die_misuse(call, "the list was freed before");
     }
@@ -121,7 +121,7 @@ static void close_list(QEMUTimerList *tl, const char *call, bool free_it)
     tl->closed = true;
     tl->freed = free_it;
     disarm_all_locked(tl);
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
 }
 
 void timerlist_free(QEMUTimerList *tl)
@@ -165,12 +165,21 @@ static void due_insert(struct timer_class *cls, QEMUTimer *ts)
     ts->place = PLACE_DUE;
 }
 
+/* The new arming has no range, unless it is given one. */
+static inline void drop_range(QEMUTimer *ts)
+{
+    if (unlikely(timer_has_range(ts))) {
+        st_release(&ts->state, ts->state & ~TIMER_RANGE);
+    }
+}
+
 void timerlist_anticipate_due_locked(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
 {
     struct timer_class *cls = class_of(tl, ts);
 
     due_remove(cls, ts);
     ts->seq = ++tl->seq;
+    drop_range(ts);
     st_release(&ts->expire_time, ns);
     due_insert(cls, ts);
 }
@@ -184,13 +193,34 @@ void timerlist_take_out_locked(QEMUTimerList *tl, QEMUTimer *ts)
     } else {
         timer_queue_remove(&cls->queue, ts);
     }
+    drop_range(ts);
 }
 
-bool timerlist_publish_locked(struct timer_class *cls)
+void timerlist_add_room(QEMUTimerList *tl, const QEMUTimer *ts)
 {
-    const QEMUTimer *queued = timer_queue_peek(&cls->queue);
-    int64_t head = queued ? queued->expire_time : NO_DEADLINE, old = cls->head;
+    struct timer_class *cls = class_of(tl, ts);
+    unsigned timers = fetch_add_seq(&cls->timers, 1) + 1;
 
+    if (unlikely(timers > timer_queue_room(&cls->queue))) {
+        list_lock(&tl->lock);
+        timer_queue_reserve(&cls->queue, timers); /* when it cannot: queue_int.h */
+        list_unlock(&tl->lock);
+    }
+}
+
+void timerlist_drop_room(QEMUTimerList *tl, const QEMUTimer *ts)
+{
+    fetch_sub_seq(&class_of(tl, ts)->timers, 1);
+}
+
+bool timerlist_publish_change_locked(struct timer_class *cls)
+{
+    int64_t head = timer_queue_key(&cls->queue), old = cls->head;
+    int64_t soft = timer_queue_soft_key(&cls->queue);
+
+    if (unlikely(soft != cls->soft)) {
+        st_release(&cls->soft, soft); /* wakes nobody: who is awake looks at it */
+    }
     if (cls->due_first && cls->due_first->expire_time < head) {
         head = cls->due_first->expire_time;
     }
@@ -214,23 +244,31 @@ bool timerlist_cancel_locked(QEMUTimerList *tl, QEMUTimer *ts)
     return true;
 }
 
-void timerlist_unlock_notify(QEMUTimerList *tl, bool forward)
+static void unlock_and_call(QEMUTimerList *tl, bool call)
 {
-    if (!forward || !tl->notify_cb) {
-        pthread_mutex_unlock(&tl->lock);
+    if (!call || !tl->notify_cb) {
+        list_unlock(&tl->lock);
         return;
     }
     aio_rcu_read_lock();
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     tl->notify_cb(tl->notify_opaque, tl->type);
     aio_rcu_read_unlock();
+}
+
+void timerlist_notify_unlock(QEMUTimerList *tl)
+{
+    QEMUClockType type = tl->type;
+
+    unlock_and_call(tl, true);
+    icount_head_forward(type);
 }
 
 void timerlist_notify(QEMUTimerList *tl)
 {
     aio_rcu_read_lock();
-    pthread_mutex_lock(&tl->lock);
-    timerlist_unlock_notify(tl, !tl->closed);
+    list_lock(&tl->lock);
+    unlock_and_call(tl, !tl->closed);
     aio_rcu_read_unlock();
 }
 
@@ -239,6 +277,15 @@ void timerlist_notify(QEMUTimerList *tl)
 static int64_t head_deadline(QEMUTimerList *tl)
 {
     int64_t a = ld_seq(&tl->cls[CLASS_NORMAL].head), b = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
+
+    return a < b ? a : b;
+}
+
+/* When the soonest range begins. */
+static int64_t soft_moment(QEMUTimerList *tl)
+{
+    int64_t a = ld_acquire(&tl->cls[CLASS_NORMAL].soft),
+            b = ld_acquire(&tl->cls[CLASS_EXTERNAL].soft);
 
     return a < b ? a : b;
 }
@@ -289,7 +336,7 @@ void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
     *waiter = (struct timer_waiter){ .next = run->waiters };
     run->waiters = waiter;
     while (!waiter->done) { /* from then on the runner does not touch it */
-        pthread_cond_wait(&tl->run_done, &tl->lock);
+        list_lock_cond_wait(&tl->lock, &tl->run_done);
     }
 }
 
@@ -327,40 +374,76 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 
     st_release(&ts->state, ts->state | TIMER_RUNNING);
     tl->runs = &run;
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     callback_depth.any++;
     callback_depth.timer++;
     cb(opaque);
     callback_depth.timer--;
     callback_depth.any--;
-    pthread_mutex_lock(&tl->lock);
+    list_lock(&tl->lock);
     end_run_locked(tl, &run);
     if (run.reap) {
-        pthread_mutex_unlock(&tl->lock); /* may wait for a backlog to shrink */
+        list_unlock(&tl->lock); /* may wait for a backlog to shrink */
         heap_timer_reap(container_of(ts, struct heap_timer, timer));
-        pthread_mutex_lock(&tl->lock);
+        list_lock(&tl->lock);
     }
 }
 
 /* ---- Passes ---------------------------------------------------------------------------------- */
 
-/* Moves what is due at @now into the due lists, in order, up to the budget. */
-static void collect_due_locked(QEMUTimerList *tl, int64_t now)
+static void take_for_pass(struct timer_class *cls, QEMUTimer *ts)
 {
-    for (int budget = TIMERLIST_BUDGET; budget > 0; budget--) {
-        struct timer_class *cls = &tl->cls[CLASS_NORMAL], *other = &tl->cls[CLASS_EXTERNAL];
-        QEMUTimer *ts = timer_queue_peek(&cls->queue), *t = timer_queue_peek(&other->queue);
+    __builtin_prefetch(&ts->cb); /* it lies in another cache line, and is called soon */
+    timer_queue_remove(&cls->queue, ts);
+    due_insert(cls, ts);
+}
 
-        if (!ts || (t && timer_before(t, ts))) {
+/* The class with the soonest timer; NULL: none is due at @now. */
+static struct timer_class *soonest_class(QEMUTimerList *tl, int64_t now)
+{
+    struct timer_class *a = &tl->cls[CLASS_NORMAL], *b = &tl->cls[CLASS_EXTERNAL];
+    int64_t ka = timer_queue_key(&a->queue), kb = timer_queue_key(&b->queue);
+
+    if (ka > now && kb > now) {
+        return NULL;
+    }
+    if (unlikely(ka == kb)) {
+        return timer_before(timer_queue_first(&a->queue), timer_queue_first(&b->queue)) ? a : b;
+    }
+    return ka < kb ? a : b;
+}
+
+/* Moves what is due at @now into the due lists, in order.  Returns how much of @budget is left. */
+static int collect_due_locked(QEMUTimerList *tl, int64_t now, int budget)
+{
+    struct timer_class *cls;
+
+    for (; budget > 0 && (cls = soonest_class(tl, now)); budget--) {
+        take_for_pass(cls, timer_queue_first(&cls->queue));
+    }
+    return budget;
+}
+
+/* Likewise what is not due, but has reached the start of its range. */
+static void collect_soft_locked(QEMUTimerList *tl, int64_t now, int budget)
+{
+    for (; budget > 0; budget--) {
+        struct timer_class *cls = &tl->cls[CLASS_NORMAL], *other = &tl->cls[CLASS_EXTERNAL];
+        QEMUTimer *ts = timer_queue_first_soft(&cls->queue);
+        QEMUTimer *t = timer_queue_first_soft(&other->queue);
+
+        if (!ts ||
+            (t && (t->soonest < ts->soonest || (t->soonest == ts->soonest && t->seq < ts->seq)))) {
             ts = t;
             cls = other;
         }
-        if (!ts || ts->expire_time > now) {
+        if (!ts || ts->soonest > now) {
             break;
         }
-        timer_queue_remove(&cls->queue, ts);
-        due_insert(cls, ts);
+        take_for_pass(cls, ts);
     }
+    timerlist_publish_locked(&tl->cls[CLASS_NORMAL]);
+    timerlist_publish_locked(&tl->cls[CLASS_EXTERNAL]);
 }
 
 static QEMUTimer *first_due(QEMUTimerList *tl)
@@ -379,7 +462,8 @@ static void put_back_due_locked(QEMUTimerList *tl)
         struct timer_class *cls = class_of(tl, ts);
 
         due_remove(cls, ts);
-        timer_queue_insert(&cls->queue, ts);
+        timer_queue_insert_in_heap(&cls->queue, ts);
+        timerlist_publish_locked(cls);
     }
 }
 
@@ -388,9 +472,10 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     bool ran = false;
     QEMUTimer *ts;
 
-    pthread_mutex_lock(&tl->lock);
+    list_lock(&tl->lock);
     if (!first_due(tl)) {
-        collect_due_locked(tl, now);
+        tl->pass_now = now;
+        collect_soft_locked(tl, now, collect_due_locked(tl, now, TIMERLIST_BUDGET));
     }
     tl->depth++;
     while ((ts = first_due(tl)) && ld_seq(&clock->enabled)) {
@@ -403,7 +488,7 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     }
     /* Every change so far published its class; moving between due list and queue changes no head.
      * */
-    pthread_mutex_unlock(&tl->lock);
+    list_unlock(&tl->lock);
     return ran;
 }
 
@@ -413,11 +498,13 @@ bool timerlist_run_timers(QEMUTimerList *tl)
     int64_t head = head_deadline(tl), now;
     bool ran = false;
 
+    list_lock_claim(&tl->lock);
     if (head == NO_DEADLINE || !clock_runs(tl->type)) {
         return false;
     }
     now = qemu_clock_get_ns(tl->type);
-    if (head > now) {
+    /* Below a callback: the outer pass may have taken on ranges that are not in the queues now. */
+    if (head > now && soft_moment(tl) > now && tl->depth == 0) {
         return false;
     }
     rcu_check_fork("timerlist_run_timers");
@@ -426,10 +513,13 @@ bool timerlist_run_timers(QEMUTimerList *tl)
     if (ld_seq(&clock->enabled)) {
         ran = run_pass(tl, clock, now);
     }
-    if (fetch_sub_seq(&tl->passes, 1) == 1) {
-        fetch_add_seq(&tl->passes_ended, 1);
-        clock_pass_done(clock);
+    if (ld_relaxed(&tl->passes) > 1) {
+        fetch_sub_seq(&tl->passes, 1);
+        return ran;
     }
+    fetch_add_seq(&tl->passes_ended, 1); /* first: who sees no pass sees that one has ended */
+    fetch_sub_seq(&tl->passes, 1);
+    clock_pass_done(clock);
     return ran;
 }
 
@@ -501,8 +591,10 @@ int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg)
     int64_t soonest = -1;
 
     for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
-        if (qemu_clock_use_for_deadline(type)) {
-            soonest = qemu_soonest_timeout(soonest, timerlist_deadline_ns(tlg->tl[type]));
+        int64_t ns = timerlist_deadline_ns(tlg->tl[type]);
+
+        if (ns == 0 || qemu_clock_use_for_deadline(type)) { /* due: icount.c */
+            soonest = qemu_soonest_timeout(soonest, ns);
         }
     }
     return soonest;

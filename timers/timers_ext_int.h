@@ -13,4 +13,11 @@ void timerlistgroup_close(QEMUTimerListGroup *tlg);
  * */
 int64_t clock_monotonic_ns(void);
 
+/*
+ * The soonest deadline of the clocks that loops sleep by, as a time of CLOCK_MONOTONIC; it may lie
+ * in the past; INT64_MAX: none.  Thread: any.
+ * Ordering: loads each head after what the caller did before, see list_int.h.
+ */
+int64_t timerlistgroup_deadline_monotonic_ns(QEMUTimerListGroup *tlg);
+
 #endif

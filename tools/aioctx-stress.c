@@ -127,6 +127,7 @@ static void *worker_main(void *opaque)
     }
     pthread_mutex_unlock(&gate.lock);
     ops_release_embedded(a);
+    lists_release(a);
     return NULL;
 }
 
@@ -169,7 +170,7 @@ static void visit_bh(void *opaque)
     pthread_mutex_unlock(&v->lock);
 }
 
-static void visit_homes(void (*func)(struct actor *a))
+void stress_visit_homes(void (*func)(struct actor *a))
 {
     struct timespec until;
 
@@ -195,7 +196,7 @@ static void visit_homes(void (*func)(struct actor *a))
     }
 }
 
-static void do_nothing(struct actor *a)
+void stress_do_nothing(struct actor *a)
 {
 }
 
@@ -222,15 +223,16 @@ static void wait_for_firings(void)
 static void settle(bool last)
 {
     atomic_store(&S.quiet_now, true);
-    visit_homes(do_nothing); /* callbacks that began before they could see it have ended */
+    /* Callbacks that began before they could see it have ended. */
+    stress_visit_homes(stress_do_nothing);
     wait_for_firings();
-    visit_homes(do_nothing); /* the last of these callbacks has ended */
+    stress_visit_homes(stress_do_nothing); /* the last of these callbacks has ended */
     if (last) {
         ops_free_all(coordinator());
     } else {
         ops_read_all(coordinator());
     }
-    visit_homes(ops_hand_over);
+    stress_visit_homes(ops_hand_over);
     ops_hand_over(coordinator());
     atomic_store(&S.quiet_now, false);
 }
@@ -367,17 +369,19 @@ static void start_contexts(void)
         }
         S.ctx[i] = iothread_get_aio_context(S.iothreads[i]);
     }
-    visit_homes(ops_set_actor);
+    stress_visit_homes(ops_set_actor);
 }
 
 static void start(pthread_t *threads)
 {
+    clocks_init();
     make_actors();
     cpu_enable_ticks();
     start_contexts();
     for (unsigned i = 0; i < QEMU_CLOCK_MAX; i++) {
         S.clock_base_ns[i] = qemu_clock_get_ns((QEMUClockType)i);
     }
+    lists_make_sentinels();
     S.slots = must_alloc(S.opt.timers, sizeof(*S.slots));
     ops_set_actor(coordinator());
     ops_fill_slots(coordinator());
@@ -406,7 +410,9 @@ static void finish(void)
 {
     settle(true);
     check_round();
-    visit_homes(ops_release_embedded);
+    lists_free_sentinels();
+    stress_visit_homes(ops_release_embedded);
+    stress_visit_homes(lists_release);
     for (unsigned i = 0; i < S.opt.contexts; i++) {
         iothread_destroy(S.iothreads[i]);
     }
@@ -415,6 +421,9 @@ static void finish(void)
         retire(NULL);
     }
     for (unsigned i = 0; i < S.nactors; i++) {
+        for (unsigned kind = OP_SIDE; kind < OP_MIX_MAX; kind++) {
+            oracle_stats.ops[kind] += S.actors[i].side_ops[kind];
+        }
         free(S.actors[i].log.records);
         free(S.actors[i].taken.records);
     }

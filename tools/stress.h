@@ -5,6 +5,8 @@
  *   aioctx-stress.c   rounds and threads
  *   stress_options.c  the command line
  *   stress_ops.c      what the threads do to the timers, and the log that they keep of it
+ *   stress_clocks.c   disabling clocks, stopping VIRTUAL, and what must not happen meanwhile
+ *   stress_lists.c    lists and contexts that come and go, deadlines and walks beside them
  *   stress_plant.c    the layer between them and the library, where planted bugs are
  *   stress_oracle.c   whether some valid order explains a log
  *   stress_report.c   how a violation and the summary are shown
@@ -13,6 +15,7 @@
 #define STRESS_H
 
 #include <aioctx/aio.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,11 +26,20 @@
 enum op_kind {
     OP_MOD,
     OP_ANTICIPATE,
+    OP_RANGE,
+    OP_FORWARD,
     OP_DEL,
     OP_DEL_SYNC,
     OP_FREE,
     OP_EMBED, /* a whole life of an embedded timer; logged as its parts */
     OP_READ,
+    OP_SIDE, /* those that follow are checked on the spot; the others are logged */
+    OP_WALK = OP_SIDE,
+    OP_DEADLINE,
+    OP_DISABLE,
+    OP_STOP,
+    OP_LISTS,
+    OP_CONTEXTS,
     OP_MIX_MAX, /* those above can be chosen with --mix */
     OP_PENDING = OP_MIX_MAX,
     OP_DEINIT,
@@ -51,14 +63,17 @@ struct record {
     uint64_t ret;     /* stamp taken after it; of a firing: when the callback began */
     uint64_t exit;    /* of a firing: when the callback ended */
     int64_t clock_ns; /* the timer's clock, read after @ret was drawn */
-    int64_t arg_ns;   /* the deadline that was asked for; OP_READ: the one that was read */
-    int result;
+    int64_t arg_ns;   /* the deadline asked for; OP_READ: the one read; OP_FORWARD: its now */
+    int64_t arg2_ns;  /* OP_RANGE: the soonest time; OP_FORWARD: the interval */
+    int64_t result;
     uint8_t kind;
     uint8_t actor;
 };
 
-/* How many released embedded timers a thread keeps, to see whether they are still written to. */
+/* How many released embedded timers, and list groups, a thread keeps, to see whether they are still
+ * written to or called. */
 #define EMBEDDED_OLD 8
+#define GROUPS_OLD 8
 
 struct log {
     struct record *records;
@@ -66,6 +81,9 @@ struct log {
 };
 
 /* ---- What is operated on --------------------------------------------------------------------- */
+
+/* States that a timer may be left in at the end of a round. */
+#define STATES_MAX 32
 
 #define GEN_LIVE 0x6c697665u
 #define GEN_RETIRED 0xdeaddeadu
@@ -88,6 +106,12 @@ struct timer_gen {
     /* What the oracle knows at the end of the last round.  Coordinator. */
     int64_t deadline_ns; /* -1: not armed */
     bool dead;
+    bool unchecked; /* a log was too wide to decide, so too little is known of it */
+    unsigned states_count;
+    struct timer_state {    /* what no read tells: it is in one of these */
+        int64_t soonest_ns; /* from when it may fire; 0 when it is not armed */
+        int64_t last_ns;    /* its last deadline, which timer_forward() counts from; -1: none */
+    } states[STATES_MAX];
 };
 
 struct slot {
@@ -105,6 +129,20 @@ struct actor {
     _Atomic(const char *) busy_with; /* what it is in, for the message when it does not return */
     QEMUTimer *embedded_old[EMBEDDED_OLD]; /* released ones, filled with a pattern */
     unsigned embedded_next;
+    struct private_group *groups_old[GROUPS_OLD]; /* list groups that are gone */
+    unsigned groups_next;
+    uint64_t side_ops[OP_MIX_MAX]; /* how often; its own thread */
+};
+
+/*
+ * What is known of a clock.  Who disables or stops it holds @owner meanwhile, so that nobody else
+ * sets it going again; it is tried and never waited for, as its holder waits for callbacks.
+ */
+struct clock_watch {
+    pthread_mutex_t owner;
+    atomic_uint changes;        /* odd while it may be disabled or stopped */
+    atomic_uint inside;         /* callbacks that run */
+    atomic_uint_fast64_t begun; /* callbacks that ever began */
 };
 
 struct options {
@@ -134,11 +172,18 @@ struct stress {
     atomic_uint_fast64_t stamp;
     atomic_uint gens;      /* number of the next life */
     atomic_bool quiet_now; /* callbacks start no operations any more */
+    struct clock_watch watch[QEMU_CLOCK_MAX];
+    QEMUTimer **sentinels; /* two a context: REALTIME, VIRTUAL; armed and never touched */
 };
 extern struct stress S;
 
 extern const char *const op_names[OP_MAX];
 uint64_t stress_random(struct actor *a);
+const char *stress_clock_name(QEMUClockType type);
+
+/* Has @func called on each home thread, outside its timers, and waits.  Not on a home thread. */
+void stress_visit_homes(void (*func)(struct actor *a));
+void stress_do_nothing(struct actor *a);
 
 /* ---- stress_options.c ------------------------------------------------------------------------ */
 
@@ -160,6 +205,29 @@ void ops_log_firing(struct timer_gen *g); /* as if its callback had been called;
 bool gen_get(struct timer_gen *g);        /* false: it is being freed */
 void gen_put(struct actor *a, struct timer_gen *g);
 struct actor *ops_self(void);
+void ops_random_delay(struct actor *a);
+void ops_overwrite(QEMUTimer *memory); /* with what a reader would take for a time far away */
+
+/* ---- stress_clocks.c ------------------------------------------------------------------------- */
+
+void clocks_init(void);
+void clocks_enter(QEMUClockType type); /* around every callback */
+void clocks_leave(QEMUClockType type);
+void clocks_disable(struct actor *a); /* and enables it again */
+void clocks_stop(struct actor *a);    /* VIRTUAL, and starts it again */
+
+/* ---- stress_lists.c -------------------------------------------------------------------------- */
+
+struct private_group;
+
+void lists_make_sentinels(void);
+void lists_free_sentinels(void);
+void lists_walk(struct actor *a);
+void lists_deadline(struct actor *a);
+void lists_life(struct actor *a);    /* of a group of lists */
+void lists_context(struct actor *a); /* of a context or an iothread */
+void lists_release(struct actor *a);
+void lists_notify_cb(void *opaque, QEMUClockType type); /* of a group */
 
 /* ---- stress_plant.c -------------------------------------------------------------------------- */
 
@@ -172,6 +240,16 @@ enum plant {
     PLANT_TOUCH_FREED,
     PLANT_MOVED_LATE,
     PLANT_TOUCH_DEINIT,
+    PLANT_MOD_DEAD,
+    PLANT_RANGE_EARLY,
+    PLANT_FORWARD_DRIFT,
+    PLANT_DISABLE_NO_WAIT,
+    PLANT_STOP_IGNORED,
+    PLANT_WALK_MISSES,
+    PLANT_DEADLINE_LATE,
+    PLANT_NOTIFY_SKIPPED,
+    PLANT_NOTIFY_FREED,
+    PLANT_CONTEXT_LOST,
     PLANT_MAX
 };
 struct plant_info {
@@ -182,12 +260,22 @@ extern const struct plant_info plants[PLANT_MAX];
 /* @units: the deadline in the timer's scale. */
 bool sut_mod(struct actor *a, struct timer_gen *g, int64_t units);
 bool sut_anticipate(struct actor *a, struct timer_gen *g, int64_t units);
+bool sut_range(struct actor *a, struct timer_gen *g, int64_t soonest_ns, int64_t latest_ns);
+uint64_t sut_forward(struct actor *a, struct timer_gen *g, int64_t now_ns, int64_t interval_ns);
 bool sut_del(struct timer_gen *g);
 int sut_del_sync(struct timer_gen *g);
 void sut_free(struct timer_gen *g);
 int sut_deinit(struct timer_gen *g, bool sync);
 void sut_after_deinit(struct actor *a, QEMUTimer *memory);
 void sut_after_callback(struct actor *a, struct timer_gen *g);
+int sut_clock_disable(struct actor *a, QEMUClockType type);
+void sut_clock_enable(QEMUClockType type);
+void sut_clock_stop(struct actor *a);
+unsigned sut_walk(struct actor *a, QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque);
+int64_t sut_deadline_all(struct actor *a, QEMUClockType type);
+void sut_clock_notify(struct actor *a, QEMUClockType type);
+void sut_after_group(struct actor *a, struct private_group *p);
+void sut_arm_private(struct actor *a, QEMUTimer *ts, int64_t ns);
 
 /* ---- stress_oracle.c ------------------------------------------------------------------------- */
 

@@ -23,7 +23,8 @@
 #include <string.h>
 #include <time.h>
 
-#define PATTERN 0xa5
+/* Read as a deadline this is 85 years: whoever takes it for one sleeps past his own. */
+#define PATTERN 0x25
 
 static __thread struct actor *self;
 
@@ -103,6 +104,8 @@ static struct timer_gen *gen_new(struct actor *a, unsigned slot, bool embedded)
     g->scale = scales[stress_random(a) % 4];
     g->embedded = embedded;
     g->deadline_ns = -1;
+    g->states[0].last_ns = -1;
+    g->states_count = 1;
     return g;
 }
 
@@ -120,6 +123,7 @@ static struct timer_gen *new_shared(struct actor *a, unsigned slot)
     if (!g->ts) {
         report_failure(NULL, "out of memory");
     }
+    timer_set_name(g->ts, "shared");
     return g;
 }
 
@@ -204,6 +208,39 @@ static void op_mod(struct actor *a, struct timer_gen *g, enum op_kind kind)
     end(a, &r);
 }
 
+static int64_t clamp_ns(int64_t ns)
+{
+    return ns < 0 ? 0 : ns > INT64_MAX - 1 ? INT64_MAX - 1 : ns;
+}
+
+/* Mostly some room before a deadline as op_mod() has it, at times none, or the wrong way round. */
+static void op_range(struct actor *a, struct timer_gen *g)
+{
+    int64_t latest_ns = effective_ns(g, random_units(a, g));
+    uint64_t r = stress_random(a), x = r >> 8;
+    int64_t soonest_ns = r % 8 == 0   ? latest_ns
+                         : r % 8 == 1 ? INT64_MAX - 1
+                                      : latest_ns - (int64_t)(x % (300 * SCALE_US));
+    struct record rec = begin(a, g, OP_RANGE);
+
+    rec.arg_ns = latest_ns;
+    rec.arg2_ns = clamp_ns(soonest_ns < latest_ns ? soonest_ns : latest_ns);
+    rec.result = sut_range(a, g, soonest_ns, latest_ns);
+    end(a, &rec);
+}
+
+static void op_forward(struct actor *a, struct timer_gen *g)
+{
+    uint64_t r = stress_random(a), x = r >> 8;
+    int64_t now_ns = qemu_clock_get_ns(g->clock);
+    struct record rec = begin(a, g, OP_FORWARD);
+
+    rec.arg_ns = r % 4 ? now_ns : now_ns + (int64_t)(x % (100 * SCALE_US));
+    rec.arg2_ns = 1 + (int64_t)(x % (200 * SCALE_US));
+    rec.result = (int64_t)sut_forward(a, g, rec.arg_ns, rec.arg2_ns);
+    end(a, &rec);
+}
+
 static void op_del(struct actor *a, struct timer_gen *g)
 {
     struct record r = begin(a, g, OP_DEL);
@@ -219,7 +256,7 @@ static void op_del_sync(struct actor *a, struct timer_gen *g)
     r.result = sut_del_sync(g);
     end(a, &r);
     if (r.result == -EDEADLK ? a->context < 0 : r.result != 0 && r.result != 1) {
-        report_failure(g, "timer_del_sync() returned %d on thread %s", r.result, a->name);
+        report_failure(g, "timer_del_sync() returned %d on thread %s", (int)r.result, a->name);
     }
 }
 
@@ -241,6 +278,10 @@ static void op_simple(struct actor *a, struct timer_gen *g, enum op_kind kind)
         op_del(a, g);
     } else if (kind == OP_READ) {
         op_read(a, g);
+    } else if (kind == OP_RANGE) {
+        op_range(a, g);
+    } else if (kind == OP_FORWARD) {
+        op_forward(a, g);
     } else {
         op_mod(a, g, kind);
     }
@@ -256,7 +297,7 @@ static void spin_ns(int64_t ns)
     }
 }
 
-static void random_delay(struct actor *a)
+void ops_random_delay(struct actor *a)
 {
     uint64_t r = stress_random(a), x = r >> 8;
 
@@ -318,12 +359,17 @@ static void check_pattern(struct actor *a, const QEMUTimer *memory)
     }
 }
 
+void ops_overwrite(QEMUTimer *memory)
+{
+    memset(memory, PATTERN, sizeof(*memory));
+}
+
 /* The memory is checked once more when it leaves the ring of released ones. */
 static void retire_embedded(struct actor *a, QEMUTimer *memory)
 {
     QEMUTimer **old = &a->embedded_old[a->embedded_next++ % EMBEDDED_OLD];
 
-    memset(memory, PATTERN, sizeof(*memory));
+    ops_overwrite(memory);
     sut_after_deinit(a, memory);
     if (*old) {
         check_pattern(a, *old);
@@ -350,13 +396,14 @@ static void op_deinit(struct actor *a, struct timer_gen *g, bool sync)
     r.result = sut_deinit(g, sync);
     end(a, &r);
     if (r.result != 0 && (r.result != -EDEADLK || a->context < 0)) {
-        report_failure(g, "timer_deinit_sync() returned %d on thread %s", r.result, a->name);
+        report_failure(g, "timer_deinit_sync() returned %d on thread %s", (int)r.result, a->name);
     }
 }
 
 static void embedded_life(struct actor *a)
 {
-    static const enum op_kind kinds[] = { OP_MOD, OP_MOD, OP_ANTICIPATE, OP_DEL, OP_READ };
+    static const enum op_kind kinds[] = { OP_MOD,     OP_ANTICIPATE, OP_RANGE,
+                                          OP_FORWARD, OP_DEL,        OP_READ };
     struct timer_gen *g = gen_new(a, a->number, true);
     unsigned ops = 1 + (unsigned)(stress_random(a) % 4);
 
@@ -364,15 +411,15 @@ static void embedded_life(struct actor *a)
     if (!g->ts) {
         report_failure(NULL, "out of memory");
     }
-    memset(g->ts, PATTERN, sizeof(*g->ts));
+    ops_overwrite(g->ts);
     aio_timer_init_with_attrs(S.ctx[g->context], g->ts, g->clock, g->scale, random_attributes(a),
                               ops_timer_cb, g);
     op_mod(a, g, OP_MOD);
     for (unsigned i = 0; i < ops; i++) {
-        random_delay(a);
-        op_simple(a, g, kinds[stress_random(a) % 5]);
+        ops_random_delay(a);
+        op_simple(a, g, kinds[stress_random(a) % 6]);
     }
-    random_delay(a);
+    ops_random_delay(a);
     op_deinit(a, g, stress_random(a) % 2);
     retire_embedded(a, g->ts);
 }
@@ -399,8 +446,26 @@ static unsigned random_slot(struct actor *a)
     return (unsigned)((r >> 8) % (r % 2 ? hot : S.opt.timers));
 }
 
+static void run_side(struct actor *a, enum op_kind kind)
+{
+    static void (*const funcs[])(struct actor * a) = {
+        [OP_WALK - OP_SIDE] = lists_walk,        [OP_DEADLINE - OP_SIDE] = lists_deadline,
+        [OP_DISABLE - OP_SIDE] = clocks_disable, [OP_STOP - OP_SIDE] = clocks_stop,
+        [OP_LISTS - OP_SIDE] = lists_life,       [OP_CONTEXTS - OP_SIDE] = lists_context,
+    };
+
+    atomic_store_explicit(&a->busy_with, op_names[kind], memory_order_relaxed);
+    funcs[kind - OP_SIDE](a);
+    atomic_store_explicit(&a->busy_with, NULL, memory_order_relaxed);
+    a->side_ops[kind]++;
+}
+
 static void run_kind(struct actor *a, enum op_kind kind, unsigned slot)
 {
+    if (kind >= OP_SIDE) {
+        run_side(a, kind);
+        return;
+    }
     switch (kind) {
     case OP_FREE:
         shared_free(a, slot);
@@ -420,7 +485,7 @@ static void run_kind(struct actor *a, enum op_kind kind, unsigned slot)
 void ops_run_one(struct actor *a)
 {
     run_kind(a, random_kind(a), random_slot(a));
-    random_delay(a);
+    ops_random_delay(a);
 }
 
 void ops_read_all(struct actor *a)
@@ -467,14 +532,15 @@ int64_t ops_soonest_ns(struct timer_gen **ret_gen)
 /* What a callback does to its own timer, which may be dead by now. */
 static void operate_on_self(struct actor *a, struct timer_gen *g)
 {
-    static const enum op_kind kinds[] = { OP_MOD, OP_MOD, OP_ANTICIPATE, OP_DEL, OP_READ };
+    static const enum op_kind kinds[] = { OP_MOD,     OP_ANTICIPATE, OP_RANGE,
+                                          OP_FORWARD, OP_DEL,        OP_READ };
     unsigned x = (unsigned)(stress_random(a) % 16);
 
-    if (x < 5) {
+    if (x < 6) {
         op_simple(a, g, kinds[x]);
-    } else if (x == 5) {
-        op_del_sync(a, g);
     } else if (x == 6) {
+        op_del_sync(a, g);
+    } else if (x == 7) {
         struct timer_gen *fresh = new_shared(a, g->slot), *expected = g;
 
         if (atomic_compare_exchange_strong(&S.slots[g->slot].cur, &expected, fresh)) {
@@ -488,7 +554,7 @@ static void operate_on_self(struct actor *a, struct timer_gen *g)
 
 static void operate_in_callback(struct actor *a, struct timer_gen *g)
 {
-    random_delay(a);
+    ops_random_delay(a);
     if (!g->embedded) {
         operate_on_self(a, g);
     }
@@ -528,6 +594,8 @@ void ops_timer_cb(void *opaque)
         report_failure(g, "a callback of context %u ran on thread %s", g->context,
                        a ? a->name : "of somebody else's");
     }
+    clocks_enter(g->clock);
     fire(a, g, true);
     sut_after_callback(a, g);
+    clocks_leave(g->clock);
 }

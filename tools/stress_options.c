@@ -10,11 +10,18 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *const mix_names[OP_MIX_MAX] = {
-    [OP_MOD] = "mod",   [OP_ANTICIPATE] = "anticipate",
-    [OP_DEL] = "del",   [OP_DEL_SYNC] = "del-sync",
-    [OP_FREE] = "free", [OP_EMBED] = "embed",
-    [OP_READ] = "read",
+static const struct {
+    const char *name;
+    unsigned weight; /* without --mix */
+} mix_ops[OP_MIX_MAX] = {
+    [OP_MOD] = { "mod", 40 },          [OP_ANTICIPATE] = { "anticipate", 15 },
+    [OP_RANGE] = { "range", 10 },      [OP_FORWARD] = { "forward", 10 },
+    [OP_DEL] = { "del", 12 },          [OP_DEL_SYNC] = { "del-sync", 8 },
+    [OP_FREE] = { "free", 5 },         [OP_EMBED] = { "embed", 10 },
+    [OP_READ] = { "read", 10 },        [OP_WALK] = { "walk", 3 },
+    [OP_DEADLINE] = { "deadline", 4 }, [OP_DISABLE] = { "disable", 2 },
+    [OP_STOP] = { "stop", 2 },         [OP_LISTS] = { "lists", 2 },
+    [OP_CONTEXTS] = { "contexts", 1 },
 };
 
 /* ---- Options --------------------------------------------------------------------------------- */
@@ -24,6 +31,7 @@ static const char help[] =
     "Races timer operations of many threads on the timers of several iothreads and checks that a\n"
     "valid order of them explains every result and every firing: never early, never twice for one\n"
     "arming, never after timer_del_sync() returned, none lost, no freed timer touched.\n"
+    "Meanwhile clocks are disabled and stopped, and lists and contexts come and go.\n"
     "\n"
     "  -s, --seconds S    how long to run (10); a fraction is allowed\n"
     "      --seed N       repeats the operations and the delays of each thread.  It does not\n"
@@ -33,8 +41,9 @@ static const char help[] =
     "  -n, --timers N     timers that all threads share, 1 to 100000 (16)\n"
     "      --monitor M    io_uring, ppoll, both (in turn), or auto: the library chooses (auto)\n"
     "      --mix OP=W,... how often each operation is chosen, relative to the others; those not\n"
-    "                     named are not used.  (mod=40,anticipate=15,del=12,del-sync=8,free=5,\n"
-    "                     embed=10,read=10)\n"
+    "                     named are not used.  (mod=40,anticipate=15,range=10,forward=10,del=12,\n"
+    "                     del-sync=8,free=5,embed=10,read=10,walk=3,deadline=4,disable=2,stop=2,\n"
+    "                     lists=2,contexts=1)\n"
     "      --plant NAME   put a bug between the operations and the library; it must be found\n"
     "      --list-plants  the bugs there are\n"
     "  -q, --quiet        print nothing but the seed and violations\n"
@@ -76,8 +85,8 @@ static double parse_seconds(const char *s)
 
 static void parse_mix(struct options *opt, const char *value)
 {
-    static const char expected[] = "a list like mod=40,del=12; the operations are mod, anticipate, "
-                                   "del, del-sync, free, embed and read, weights 0 to 1000";
+    static const char expected[] =
+        "a list like mod=40,del=12; --help shows the operations, weights are 0 to 1000";
     char *copy = strdup(value), *save = NULL;
 
     if (!copy) {
@@ -92,7 +101,7 @@ static void parse_mix(struct options *opt, const char *value)
             bad_option("mix", value, expected);
         }
         *eq = '\0';
-        while (kind < OP_MIX_MAX && strcmp(item, mix_names[kind])) {
+        while (kind < OP_MIX_MAX && strcmp(item, mix_ops[kind].name)) {
             kind++;
         }
         if (kind == OP_MIX_MAX) {
@@ -197,14 +206,10 @@ void options_parse(struct options *opt, int argc, char **argv)
         .timers = 16,
         .monitor = "auto",
         .seed = ((uint64_t)time(NULL) << 20) ^ (uint64_t)getpid(),
-        .mix = { [OP_MOD] = 40,
-                 [OP_ANTICIPATE] = 15,
-                 [OP_DEL] = 12,
-                 [OP_DEL_SYNC] = 8,
-                 [OP_FREE] = 5,
-                 [OP_EMBED] = 10,
-                 [OP_READ] = 10 },
     };
+    for (unsigned i = 0; i < OP_MIX_MAX; i++) {
+        opt->mix[i] = mix_ops[i].weight;
+    }
     while ((c = getopt_long(argc, argv, ":s:t:c:n:qh", options, NULL)) != -1) {
         parse_option(opt, c, argv[optind - 1]);
     }

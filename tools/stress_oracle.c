@@ -4,14 +4,19 @@
  *
  * The question.  Operations on a timer overlap: each takes effect at one moment (its point) between
  * the stamp drawn before the call and the one drawn after the return, but nobody saw when.  A log
- * is right when points can be chosen so that, taken in that order, every result and every firing
- * is what the rules below give.  Timers are independent of each other, so each log is checked by
+ * is right when points can be chosen so that, taken in that order, every result and every firing is
+ * what the rules below give.  Timers are independent of each other, so each log is checked by
  * itself.
  *
  * The rules.  A timer is armed for a deadline or is not, is dead or not, and its callback runs or
  * does not:
  *     timer_mod              dead: false.  Else true, and armed for the new deadline
  *     timer_mod_anticipate   dead: false.  Not armed, or armed for later: as timer_mod.  Else false
+ *     timer_mod_range_ns     as timer_mod, for the later time; may fire from the sooner one on
+ *     timer_forward          dead: 0.  Else armed for the first time after `now` that lies a whole
+ *                            number of intervals after its last deadline (the one it is armed for,
+ *                            fired for or was deleted at; `now` for one never armed); how many it
+ *                            skipped
  *     timer_del              true when it was armed; not armed from then on
  *     timer_del_sync         may disarm it any number of times, as it may be armed again while it
  *                            waits; its last point is one at which it is neither armed nor running.
@@ -19,23 +24,23 @@
  *     timer_free, _deinit    not armed and dead from then on; timer_deinit_sync: a second point, at
  *                            which it is not running
  *     reads                  what is armed
- *     firing                 possible when it is armed and its clock has reached the deadline: not
- *                            armed and running from then on.  Its point lies before the callback
- *                            begins and after the timer's last callback ended
+ *     firing                 possible when it is armed and its clock has reached the deadline, or
+ *                            the sooner time of a range: not armed and running from then on.  Its
+ *                            point lies before the callback begins and after the timer's last
+ *                            callback ended
  * So the rules say of themselves: never early, never twice for one arming, never after a
  * timer_del_sync() that nothing armed again, never once freed.  Each round ends with a read of
  * every timer while nothing else runs: an arming that was lost leaves that read unexplained.
  *
  * The search.  Going through the log by stamps, a set is kept of all states that the timer can be
  * in, each with the operations that have been called, have not returned, but have had their point.
- * Nothing has to be decided before an operation returns (or a callback begins): then every state
- * in which that operation has had no point yet is taken on by all orders of pending points that end
- * with it.  States for which there is none are dropped; when none is left, nothing explains it.
- * A point that is put off until some operation returns can only see a later clock, so no log that
- * is right is ever refused.  It also means that a firing is called early only when no clock reading
- * up to its callback had reached any deadline it could have had.
- * (Source: Wing and Gong, "Testing and Verifying Concurrent Objects", 1993; Lowe, "Testing for
- * Linearizability", 2016.)
+ * Nothing has to be decided before an operation returns (or a callback begins): then every state in
+ * which that operation has had no point yet is taken on by all orders of pending points that end
+ * with it.  States for which there is none are dropped; when none is left, nothing explains it.  A
+ * point that is put off until some operation returns can only see a later clock, so no log that is
+ * right is ever refused.  It also means that a firing is called early only when no clock reading up
+ * to its callback had reached any deadline it could have had.  (Source: Wing and Gong, "Testing and
+ * Verifying Concurrent Objects", 1993; Lowe, "Testing for Linearizability", 2016.)
  *
  * Its cost grows with how many operations on one timer overlap at once, not with the length of the
  * log.  Past CONFS_MAX states a timer's round is given up, counted and shown in the summary.
@@ -56,6 +61,8 @@ struct conf {
     uint64_t begun; /* pending operations, by actor, that have changed something */
     uint64_t done;  /* those that have had all their points */
     int64_t deadline_ns;
+    int64_t soonest_ns; /* 0 when it is not armed */
+    int64_t last_ns;    /* as in struct timer_gen */
     bool dead;
     bool running;
     bool fired; /* the next firing has had its point */
@@ -84,30 +91,71 @@ static bool waits(const struct record *r)
     return (r->kind == OP_DEL_SYNC || r->kind == OP_DEINIT_SYNC) && r->result != -EDEADLK;
 }
 
+static bool arms(const struct record *r)
+{
+    return r->kind == OP_MOD || r->kind == OP_ANTICIPATE || r->kind == OP_RANGE;
+}
+
+static void arm(struct conf *c, int64_t soonest_ns, int64_t deadline_ns)
+{
+    c->soonest_ns = soonest_ns;
+    c->deadline_ns = deadline_ns;
+}
+
+static void disarm(struct conf *c)
+{
+    if (c->deadline_ns != NOT_ARMED) {
+        c->last_ns = c->deadline_ns;
+    }
+    arm(c, 0, NOT_ARMED);
+}
+
+static bool take_forward(struct conf *c, const struct record *r)
+{
+    int64_t now_ns = r->arg_ns, step_ns = r->arg2_ns, missed, next_ns;
+    int64_t base_ns = c->deadline_ns != NOT_ARMED ? c->deadline_ns
+                      : c->last_ns >= 0           ? c->last_ns
+                                                  : now_ns;
+
+    if (c->dead) {
+        return r->result == 0;
+    }
+    missed = base_ns > now_ns ? 0 : (now_ns - base_ns) / step_ns;
+    if (__builtin_add_overflow(base_ns, (missed + 1) * step_ns, &next_ns) ||
+        next_ns > INT64_MAX - 1) {
+        next_ns = INT64_MAX - 1;
+    }
+    arm(c, next_ns, next_ns);
+    return r->result == missed;
+}
+
 /* The first point of @r in state @c.  Returns false when the rules do not allow it. */
 static bool take_effect(struct conf *c, const struct record *r)
 {
     bool armed = c->deadline_ns != NOT_ARMED;
 
-    if (r->kind == OP_MOD || r->kind == OP_ANTICIPATE) {
-        bool moves = !c->dead && (r->kind == OP_MOD || !armed || r->arg_ns < c->deadline_ns);
+    if (r->kind == OP_FORWARD) {
+        return take_forward(c, r);
+    }
+    if (arms(r)) {
+        bool moves = !c->dead && (r->kind != OP_ANTICIPATE || !armed || r->arg_ns < c->deadline_ns);
 
         if (r->result != moves) {
             return false;
         }
         if (moves) {
-            c->deadline_ns = r->arg_ns;
+            arm(c, r->kind == OP_RANGE ? r->arg2_ns : r->arg_ns, r->arg_ns);
         }
         return true;
     }
     if (r->kind == OP_DEL) {
-        c->deadline_ns = NOT_ARMED;
+        disarm(c);
         return r->result == armed;
     }
     if (is_end(r)) {
         bool was_dead = c->dead;
 
-        c->deadline_ns = NOT_ARMED;
+        disarm(c);
         c->dead = true;
         return !was_dead;
     }
@@ -123,7 +171,7 @@ static bool step_del_sync(struct conf *c, const struct record *r)
     uint64_t bit = UINT64_C(1) << r->actor;
 
     if (c->deadline_ns != NOT_ARMED) {
-        c->deadline_ns = NOT_ARMED;
+        disarm(c);
         c->begun |= bit;
         return r->result != 0;
     }
@@ -159,10 +207,10 @@ static bool step(struct conf *c, const struct record *r)
 
 static bool step_fire(struct conf *c, int64_t clock_ns)
 {
-    if (c->fired || c->deadline_ns == NOT_ARMED || c->deadline_ns > clock_ns) {
+    if (c->fired || c->deadline_ns == NOT_ARMED || c->soonest_ns > clock_ns) {
         return false;
     }
-    c->deadline_ns = NOT_ARMED;
+    disarm(c);
     c->running = true;
     c->fired = true;
     return true;
@@ -171,7 +219,8 @@ static bool step_fire(struct conf *c, int64_t clock_ns)
 static bool same(const struct conf *a, const struct conf *b)
 {
     return a->begun == b->begun && a->done == b->done && a->deadline_ns == b->deadline_ns &&
-           a->dead == b->dead && a->running == b->running && a->fired == b->fired;
+           a->soonest_ns == b->soonest_ns && a->last_ns == b->last_ns && a->dead == b->dead &&
+           a->running == b->running && a->fired == b->fired;
 }
 
 /* Adds a state that is not known yet.  Returns false when there is no room. */
@@ -265,16 +314,18 @@ static void explain_fire(const struct record *r, const struct conf *before, size
 
     for (size_t i = 0; i < count; i++) {
         alive |= !before[i].dead;
-        if (before[i].deadline_ns != NOT_ARMED && before[i].deadline_ns < soonest) {
-            soonest = before[i].deadline_ns;
+        if (before[i].deadline_ns != NOT_ARMED && before[i].soonest_ns < soonest) {
+            soonest = before[i].soonest_ns;
         }
     }
     /* A mod that is under way may be the one that armed. */
     for (unsigned i = 0; i < 64; i++) {
         const struct record *p = O.pending[i];
 
-        if (p && (p->kind == OP_MOD || p->kind == OP_ANTICIPATE) && p->arg_ns < soonest) {
-            soonest = p->arg_ns;
+        if (p && arms(p)) {
+            int64_t ns = p->kind == OP_RANGE ? p->arg2_ns : p->arg_ns;
+
+            soonest = ns < soonest ? ns : soonest;
         }
     }
     if (!alive) {
@@ -314,7 +365,7 @@ static void explain(const struct event *ev, const struct conf *before, size_t co
         snprintf(why->text, sizeof(why->text),
                  "no valid order explains that %s() returned %d here: the timer was armed or "
                  "running all the time, or the result is wrong",
-                 op_names[r->kind], r->result);
+                 op_names[r->kind], (int)r->result);
     } else if (all_armed && says_not_armed(r)) {
         why->kind = "lost";
         snprintf(why->text, sizeof(why->text),
@@ -372,10 +423,11 @@ static const struct record *next_fire(size_t from, size_t count)
     return NULL;
 }
 
-/* Takes the state from the round's last read, when the search was given up. */
+/* Takes the state from the round's last read, when the search was given up, now or before. */
 static void take_on_trust(struct timer_gen *g, size_t count)
 {
     oracle_stats.undecided++;
+    g->unchecked = true;
     g->deadline_ns = NOT_ARMED;
     for (size_t i = 0; i < count; i++) {
         const struct record *r = O.events[i].rec;
@@ -384,6 +436,32 @@ static void take_on_trust(struct timer_gen *g, size_t count)
             g->dead = true;
         }
         g->deadline_ns = g->dead ? NOT_ARMED : r->kind == OP_READ ? r->arg_ns : g->deadline_ns;
+    }
+}
+
+static void recall_states(const struct timer_gen *g)
+{
+    O.count = g->states_count;
+    for (size_t i = 0; i < O.count; i++) {
+        O.confs[i] = (struct conf){ .deadline_ns = g->deadline_ns,
+                                    .soonest_ns = g->states[i].soonest_ns,
+                                    .last_ns = g->states[i].last_ns,
+                                    .dead = g->dead };
+    }
+}
+
+/* Nothing is under way, so the last read or the end has left one deadline. */
+static void keep_states(struct timer_gen *g, size_t count)
+{
+    if (O.count > STATES_MAX) {
+        take_on_trust(g, count);
+        return;
+    }
+    g->deadline_ns = O.confs[0].deadline_ns;
+    g->dead = O.confs[0].dead;
+    g->states_count = (unsigned)O.count;
+    for (size_t i = 0; i < O.count; i++) {
+        g->states[i] = (struct timer_state){ O.confs[i].soonest_ns, O.confs[i].last_ns };
     }
 }
 
@@ -424,8 +502,11 @@ bool oracle_check(struct timer_gen *g, struct record *const *records, size_t cou
 
     oracle_stats.lives++;
     memset(O.pending, 0, sizeof(O.pending));
-    O.confs[0] = (struct conf){ .deadline_ns = g->deadline_ns, .dead = g->dead };
-    O.count = 1;
+    if (g->unchecked) {
+        take_on_trust(g, n);
+        return true;
+    }
+    recall_states(g);
     O.fire = next_fire(0, n);
 
     for (size_t i = 0; i < n; i++) {
@@ -443,8 +524,6 @@ bool oracle_check(struct timer_gen *g, struct record *const *records, size_t cou
             return false;
         }
     }
-    /* Nothing is under way, so the last read or the end has left one state. */
-    g->deadline_ns = O.confs[0].deadline_ns;
-    g->dead = O.confs[0].dead;
+    keep_states(g, n);
     return true;
 }

@@ -9,6 +9,7 @@
 #include "stress.h"
 
 #include <aioctx/rcu.h>
+#include <sched.h>
 #include <string.h>
 
 const struct plant_info plants[PLANT_MAX] = {
@@ -19,6 +20,16 @@ const struct plant_info plants[PLANT_MAX] = {
     [PLANT_TOUCH_FREED] = { "touch-freed", "the callback of a freed timer is called" },
     [PLANT_MOVED_LATE] = { "moved-late", "timer_mod_anticipate() moves a timer to later" },
     [PLANT_TOUCH_DEINIT] = { "touch-deinit", "a timer is written to after timer_deinit()" },
+    [PLANT_MOD_DEAD] = { "mod-dead", "timer_mod() says that it armed a freed timer" },
+    [PLANT_RANGE_EARLY] = { "range-early", "a timer fires before the range it was armed for" },
+    [PLANT_FORWARD_DRIFT] = { "forward-drift", "timer_forward() counts from now" },
+    [PLANT_DISABLE_NO_WAIT] = { "disable-no-wait", "disabling a clock does not wait" },
+    [PLANT_STOP_IGNORED] = { "stop-ignored", "VIRTUAL does not stop" },
+    [PLANT_WALK_MISSES] = { "walk-misses", "timerlist_walk() leaves a timer out" },
+    [PLANT_DEADLINE_LATE] = { "deadline-late", "the deadline of all lists is too late" },
+    [PLANT_NOTIFY_SKIPPED] = { "notify-skipped", "qemu_clock_notify() leaves a list out" },
+    [PLANT_NOTIFY_FREED] = { "notify-freed", "the callback of a list that is gone is called" },
+    [PLANT_CONTEXT_LOST] = { "context-lost", "a new context's timer is silently deleted" },
 };
 
 static bool planted(struct actor *a, int plant, unsigned one_in)
@@ -41,6 +52,9 @@ bool sut_mod(struct actor *a, struct timer_gen *g, int64_t units)
 {
     bool armed = timer_mod(g->ts, units);
 
+    if (!armed && S.opt.plant == PLANT_MOD_DEAD) {
+        return true;
+    }
     if (armed && planted(a, PLANT_LOST, 64)) {
         timer_del(g->ts);
     }
@@ -59,6 +73,23 @@ bool sut_anticipate(struct actor *a, struct timer_gen *g, int64_t units)
         return timer_mod(g->ts, units) && before_ns == -1;
     }
     return timer_mod_anticipate(g->ts, units);
+}
+
+bool sut_range(struct actor *a, struct timer_gen *g, int64_t soonest_ns, int64_t latest_ns)
+{
+    if (planted(a, PLANT_RANGE_EARLY, 8)) {
+        soonest_ns = latest_ns - 2 * SCALE_MS;
+    }
+    return timer_mod_range_ns(g->ts, soonest_ns, latest_ns);
+}
+
+uint64_t sut_forward(struct actor *a, struct timer_gen *g, int64_t now_ns, int64_t interval_ns)
+{
+    if (planted(a, PLANT_FORWARD_DRIFT, 8)) {
+        timer_mod_ns(g->ts, now_ns + interval_ns);
+        return 0;
+    }
+    return timer_forward(g->ts, now_ns, interval_ns);
 }
 
 bool sut_del(struct timer_gen *g)
@@ -104,5 +135,111 @@ void sut_after_callback(struct actor *a, struct timer_gen *g)
 {
     if (planted(a, PLANT_TWICE, 64)) {
         ops_log_firing(g);
+    }
+}
+
+/* ---- Clocks and lists ------------------------------------------------------------------------ */
+
+/* The one who disables and waits for --plant disable-no-wait.  Under the clock's owner lock. */
+static struct disabler {
+    bool started;
+    atomic_bool done;
+} disabler[QEMU_CLOCK_MAX];
+
+static void *disable_and_wait(void *opaque)
+{
+    struct disabler *d = opaque;
+
+    qemu_clock_enable((QEMUClockType)(d - disabler), false);
+    atomic_store(&d->done, true);
+    return NULL;
+}
+
+int sut_clock_disable(struct actor *a, QEMUClockType type)
+{
+    struct disabler *d = &disabler[type];
+
+    if (a->context < 0 && S.opt.plant == PLANT_DISABLE_NO_WAIT) {
+        pthread_t thread;
+
+        atomic_store(&d->done, false);
+        d->started = !pthread_create(&thread, NULL, disable_and_wait, d);
+        if (d->started) {
+            pthread_detach(thread); /* the violation may be the end of the program */
+        }
+        while (d->started && sut_deadline_all(a, type) != -1) {
+        }
+        return 0;
+    }
+    return qemu_clock_enable(type, false);
+}
+
+void sut_clock_enable(QEMUClockType type)
+{
+    while (disabler[type].started && !atomic_load(&disabler[type].done)) {
+        sched_yield();
+    }
+    disabler[type].started = false;
+    if (qemu_clock_enable(type, true) != 0) {
+        report_failure(NULL, "enable: qemu_clock_enable(true) failed");
+    }
+}
+
+void sut_clock_stop(struct actor *a)
+{
+    if (!planted(a, PLANT_STOP_IGNORED, 4)) {
+        cpu_disable_ticks();
+    }
+}
+
+struct walk_filter {
+    QEMUTimerWalkFunc *func;
+    void *opaque;
+    unsigned left; /* until one is left out */
+};
+
+static bool walk_but_one(const QEMUTimerInfo *info, void *opaque)
+{
+    struct walk_filter *f = opaque;
+
+    return f->left-- == 0 || f->func(info, f->opaque);
+}
+
+unsigned sut_walk(struct actor *a, QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque)
+{
+    struct walk_filter f = { func, opaque, (unsigned)(stress_random(a) % 8) };
+
+    if (S.opt.plant == PLANT_WALK_MISSES) {
+        return timerlist_walk(tl, walk_but_one, &f);
+    }
+    return timerlist_walk(tl, func, opaque);
+}
+
+int64_t sut_deadline_all(struct actor *a, QEMUClockType type)
+{
+    int64_t ns = qemu_clock_deadline_ns_all(type, QEMU_TIMER_ATTR_ALL);
+
+    return ns >= 0 && planted(a, PLANT_DEADLINE_LATE, 16) ? ns + 4 * SCALE_MS : ns;
+}
+
+void sut_clock_notify(struct actor *a, QEMUClockType type)
+{
+    if (!planted(a, PLANT_NOTIFY_SKIPPED, 8)) {
+        qemu_clock_notify(type);
+    }
+}
+
+void sut_after_group(struct actor *a, struct private_group *p)
+{
+    if (planted(a, PLANT_NOTIFY_FREED, 8)) {
+        lists_notify_cb(p, QEMU_CLOCK_REALTIME);
+    }
+}
+
+void sut_arm_private(struct actor *a, QEMUTimer *ts, int64_t ns)
+{
+    timer_mod_ns(ts, ns);
+    if (planted(a, PLANT_CONTEXT_LOST, 4)) {
+        timer_del(ts);
     }
 }

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* Events shown before and after the one that nothing explains. */
@@ -17,11 +18,19 @@
 const char *const op_names[OP_MAX] = {
     [OP_MOD] = "timer_mod",
     [OP_ANTICIPATE] = "timer_mod_anticipate",
+    [OP_RANGE] = "timer_mod_range_ns",
+    [OP_FORWARD] = "timer_forward",
     [OP_DEL] = "timer_del",
     [OP_DEL_SYNC] = "timer_del_sync",
     [OP_FREE] = "timer_free",
     [OP_EMBED] = "timer_init",
     [OP_READ] = "timer_expire_time_ns",
+    [OP_WALK] = "timerlist_walk",
+    [OP_DEADLINE] = "deadline reads",
+    [OP_DISABLE] = "qemu_clock_enable",
+    [OP_STOP] = "cpu_disable_ticks",
+    [OP_LISTS] = "lists made and freed",
+    [OP_CONTEXTS] = "contexts made and freed",
     [OP_PENDING] = "timer_pending",
     [OP_DEINIT] = "timer_deinit",
     [OP_DEINIT_SYNC] = "timer_deinit_sync",
@@ -44,17 +53,25 @@ static void print_event(const struct timer_gen *g, const struct event *ev, bool 
 {
     const struct record *r = ev->rec;
     const char *what[] = { "call", "return", "end" };
-    bool has_arg = r->kind == OP_MOD || r->kind == OP_ANTICIPATE;
-    char arg[48] = "", clock[48] = "", result[64] = "";
+    bool has_arg = r->kind <= OP_FORWARD;
+    char arg[48] = "", arg2[56] = "", clock[48] = "", result[64] = "";
 
     if (has_arg) {
         format_time(arg, sizeof(arg), g, r->arg_ns);
+    }
+    if (r->kind == OP_RANGE) {
+        format_time(arg2, sizeof(arg2), g, r->arg2_ns);
+        strcat(arg2, " to ");
+    } else if (r->kind == OP_FORWARD) {
+        snprintf(arg2, sizeof(arg2), "each %" PRId64 " ns after ", r->arg2_ns);
     }
     if (ev->type == EV_RETURN) {
         format_time(clock, sizeof(clock), g, r->clock_ns);
     }
     if (ev->type == EV_RETURN && r->kind == OP_READ) {
         format_time(result, sizeof(result), g, r->arg_ns);
+    } else if (ev->type == EV_RETURN && r->kind == OP_FORWARD) {
+        snprintf(result, sizeof(result), "%" PRId64, r->result);
     } else if (ev->type == EV_RETURN && r->kind != OP_FIRE) {
         snprintf(result, sizeof(result), "%s",
                  r->result == -EDEADLK                        ? "-EDEADLK"
@@ -62,11 +79,11 @@ static void print_event(const struct timer_gen *g, const struct event *ev, bool 
                  : r->result                                  ? "1"
                                                               : "0");
     }
-    fprintf(stderr, "%c %10" PRIu64 "  %18s  %-5s %-7s %s%s%s%s%s%s\n", marked ? '>' : ' ',
+    fprintf(stderr, "%c %10" PRIu64 "  %18s  %-5s %-7s %s%s%s%s%s%s%s\n", marked ? '>' : ' ',
             ev->stamp, clock, S.actors[r->actor].name,
             r->kind == OP_FIRE && ev->type == EV_RETURN ? "begin" : what[ev->type],
-            op_names[r->kind], has_arg ? "(" : "", arg, has_arg ? ")" : "", result[0] ? " = " : "",
-            result);
+            op_names[r->kind], has_arg ? "(" : "", arg2, arg, has_arg ? ")" : "",
+            result[0] ? " = " : "", result);
 }
 
 /* Several threads may find something at once: the first one tells, the others wait for the end. */
@@ -80,7 +97,7 @@ static void enter_report(const struct timer_gen *g)
     if (g) {
         fprintf(stderr, "%s timer %u, life %u, on context %u (%s)\n",
                 g->embedded ? "embedded" : "shared", g->slot, g->number, g->context,
-                g->clock == QEMU_CLOCK_VIRTUAL ? "VIRTUAL" : "REALTIME");
+                stress_clock_name(g->clock));
     }
 }
 

@@ -15,7 +15,8 @@
  *   aio_set_fd_handler,
  *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
  *   aio_timer_new, aio_timer_init        any                       no
- *   aio_context_ref, _unref, _get_stats  any                       no
+ *   aio_context_ref, _unref, _get_stats,
+ *   aio_context_set_precise              any                       no
  *   iothread_destroy, iothread_join      any but the thread itself yes
  */
 #ifndef AIOCTX_AIO_H
@@ -40,7 +41,8 @@ typedef struct AioContextOptions {
      * does not let us have a ring, ppoll, which is said once on stderr. */
     const char *monitor;
     unsigned ring_entries; /* of the submission queue, 1 to 32768; 0: 128 */
-    uint64_t reserved[6];  /* zero */
+    int64_t precise_ns;    /* as aio_context_set_precise(); 0: off */
+    uint64_t reserved[5];  /* zero */
 } AioContextOptions;
 
 /*
@@ -69,6 +71,18 @@ QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx);
 
 /* The name of the context's monitor: "io_uring" or "ppoll".  Thread: any. */
 const char *aio_context_get_monitor(AioContext *ctx);
+
+/*
+ * Precise mode: a blocking aio_poll() sleeps until @lead_ns before the soonest timer's deadline,
+ * and for the rest polls, without sleeping, for the deadline and for all that would end a sleep.  A
+ * timer is then late by what the loop takes to call it, and no longer by what the processor takes
+ * to wake up, as long as that is within @lead_ns; the price is up to @lead_ns of processor time for
+ * each deadline (AioContextStats.precise_poll_ns adds it up).  The lead should cover a wake-up,
+ * which takes some 5 us to 100 us: bench/deadline_bench measures it.
+ * @lead_ns: 0 to INT64_MAX ns; 0: off; a negative one aborts.
+ * Thread: any, signal handlers too; takes effect at once, as it notifies the context.
+ */
+void aio_context_set_precise(AioContext *ctx, int64_t lead_ns);
 
 /* Whether the calling thread is the context's home.  Thread: any. */
 bool in_aio_context_home_thread(AioContext *ctx);
@@ -283,7 +297,9 @@ typedef struct AioContextStats {
     uint64_t sqes, cqes;      /* entries queued and completions seen, our own included */
     uint64_t cq_overflows;    /* times the kernel had to hold completions back */
     uint64_t sq_full;         /* times the queue had to be submitted to make room */
-    uint64_t reserved[16];
+    uint64_t precise_polls;   /* waits that ended in polling, see aio_context_set_precise() */
+    uint64_t precise_poll_ns; /* the time that this took */
+    uint64_t reserved[14];
 } AioContextStats;
 
 /* Copies the context's counters.  Each is exact, but they are not of one moment.  Thread: any. */

@@ -16,8 +16,9 @@
  *   _deadline_ns, _walk, *_deadline* everything                                no, lock-free
  *   timerlist_run_timers             everything but another run of that list   runs callbacks
  *
- * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, the last
- * timer_deinit of a list that is gone) waits when 65536 frees are pending; see aio_call_rcu().
+ * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, icount_configure,
+ * the last timer_deinit of a list that is gone) waits when 65536 frees are pending; see
+ * aio_call_rcu().
  * Otherwise the only calls that wait are those named _sync and qemu_clock_enable(type, false).
  * Called below a callback on a home thread, where two loops could come to wait for each other, they
  * do everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
@@ -36,9 +37,10 @@ extern "C" {
 /* ---- Clocks ---------------------------------------------------------------------------------- */
 
 typedef enum {
-    QEMU_CLOCK_REALTIME = 0,   /* CLOCK_MONOTONIC: runs always, never steps */
-    QEMU_CLOCK_VIRTUAL = 1,    /* runs only between cpu_enable_ticks() and cpu_disable_ticks() */
-    QEMU_CLOCK_HOST = 2,       /* CLOCK_REALTIME: the wall clock, which may step */
+    QEMU_CLOCK_REALTIME = 0, /* CLOCK_MONOTONIC: runs always, never steps */
+    QEMU_CLOCK_VIRTUAL = 1,  /* runs only between cpu_enable_ticks() and cpu_disable_ticks(); counts
+                                  real time, or instructions: icount_configure() */
+    QEMU_CLOCK_HOST = 2,     /* CLOCK_REALTIME: the wall clock, which may step */
     QEMU_CLOCK_VIRTUAL_RT = 3, /* VIRTUAL as it would be without instruction counting */
     QEMU_CLOCK_MAX
 } QEMUClockType;
@@ -65,8 +67,9 @@ typedef int64_t QEMUClockSourceFunc(void *opaque);
 
 /*
  * Replaces the source that clock @type reads, for tests and simulators; @get NULL restores the
- * real one.  Replacing the source of REALTIME also replaces what VIRTUAL counts while it runs, from
- * where it is.  @get is called inside an RCU read section: it must not wait, nor read VIRTUAL.
+ * real one.  Replacing the source of REALTIME also replaces what VIRTUAL and VIRTUAL_RT count while
+ * they run, from where they are.  @get is called inside an RCU read section: it must not wait, nor
+ * read VIRTUAL or VIRTUAL_RT.
  * Every list of the clock is re-evaluated.  A source whose time jumps must call
  * qemu_clock_notify() after each jump, as nothing else can tell the sleeping threads.
  * Returns 0 or -ENOMEM.  Thread: any.
@@ -93,7 +96,8 @@ int qemu_clock_enable(QEMUClockType type, bool enabled);
  */
 int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask);
 
-/* Returns whether loops take their timeout from clock @type.  Thread: any. */
+/* Returns whether loops take their timeout from clock @type: false for VIRTUAL while instructions
+ * are counted, else true.  Thread: any. */
 bool qemu_clock_use_for_deadline(QEMUClockType type);
 
 /* Re-evaluates the deadlines of every list of @type: wakes the threads.  Thread: any. */
@@ -109,12 +113,151 @@ void cpu_enable_ticks(void);
  * Thread: any; does not block, and readers of the clock are never blocked either. */
 void cpu_disable_ticks(void);
 
-/* The nanoseconds for which VIRTUAL has run.  Thread: any; lock-free. */
+/* The nanoseconds of real time for which VIRTUAL was started: VIRTUAL_RT, and VIRTUAL too unless
+ * instructions are counted.  Thread: any; lock-free. */
 int64_t cpu_get_clock(void);
 
 /* The host's cycle counter (where it has none, its monotonic clock in ns), stopped and started
- * with VIRTUAL.  Thread: any; lock-free. */
+ * with VIRTUAL; while instructions are counted icount_get(), so that who shows it to a guest shows
+ * the same in every run.  Thread: any; lock-free. */
 int64_t cpu_get_ticks(void);
+
+/* ---- Instruction-count time ------------------------------------------------------------------ */
+
+/*
+ * In this mode VIRTUAL counts the instructions of virtual CPUs, 2^shift ns for each, as the
+ * embedder accounts for them, instead of real time.  So what a guest computes between two of its
+ * timers is the same in every run.  Loops do not sleep on VIRTUAL then: whoever runs virtual CPUs
+ *
+ *   while (running) {
+ *       n = icount_budget(QEMU_TIMER_ATTR_ALL);      0: a timer is due
+ *       executed = run up to n instructions;
+ *       icount_update(executed);
+ *       qemu_clock_run_timers(QEMU_CLOCK_VIRTUAL);   the lists that this thread runs
+ *       if every virtual CPU sleeps: icount_start_warp_timer(), wait, icount_account_warp_timer()
+ *   }
+ *
+ * Lists of other threads are notified when VIRTUAL reaches their deadlines, and run there.  Only
+ * timers of lists that the virtual CPU's own thread runs fire at the same instruction in every run.
+ * docs/icount.md tells more.
+ *
+ *                                         may run beside                     may block
+ *   icount_get*, icount_to_ns, _round,
+ *   _budget, _enabled                     everything                         no, lock-free
+ *   icount_update, _notify_exit           everything                         no (short lock)
+ *   icount_start_warp_timer,
+ *   icount_account_warp_timer             everything, but see there          no (short lock)
+ *   icount_configure                      everything                         no (short lock)
+ */
+
+#define ICOUNT_MAX_SHIFT 10
+
+/* icount_enabled() */
+enum {
+    ICOUNT_DISABLED = 0, /* VIRTUAL counts real time */
+    ICOUNT_FIXED = 1,
+    ICOUNT_AUTO = 2,
+};
+
+/*
+ * Asks who runs virtual CPUs to leave their slices soon and to account for them: a timer was armed
+ * for a sooner time than before, or the clock has changed, so that a budget may be too large.
+ * Called with no lock of the library held, inside an RCU read section, on any thread (also on a
+ * virtual CPU's, below its own timer_mod()); must not block, nor call the library.
+ */
+typedef void IcountExitCB(void *opaque);
+
+struct QEMUTimerListGroup;
+
+typedef struct IcountOptions {
+    int shift;       /* 0 to ICOUNT_MAX_SHIFT: an instruction takes 2^shift ns */
+    bool auto_shift; /* steer the shift, from the one given, so that VIRTUAL tracks VIRTUAL_RT */
+    bool no_sleep;   /* sleep=off: a sleep of all virtual CPUs takes no real time */
+    struct QEMUTimerListGroup *warp_group; /* whose loop watches sleeps; NULL: main_loop_tlg */
+    IcountExitCB *exit_cb;                 /* may be NULL */
+    void *opaque;                          /* of exit_cb */
+    uint64_t reserved[4];                  /* zero */
+} IcountOptions;
+
+/*
+ * Turns instruction counting on, from 0 instructions, also where it is on already with other
+ * options; with @opts NULL turns it off.  VIRTUAL must be stopped.  Turned on, VIRTUAL goes on from
+ * where it is; turned off, VIRTUAL and VIRTUAL_RT go on from the later of the two.  Timers keep
+ * their deadlines.
+ * Returns 0; -EINVAL: a shift out of range, both auto_shift and no_sleep, or a reserved field that
+ * is not zero; -EBUSY: VIRTUAL is started (cpu_disable_ticks() first), or a callback of VIRTUAL is
+ * running; -ENOMEM.  After an error nothing has changed.
+ * Thread: any.
+ * Lifetime: @opts is copied.  The group must live until the mode is turned off or changed; exit_cb
+ * may still be called on other threads until a grace period after that (aio_synchronize_rcu()).
+ */
+int icount_configure(const IcountOptions *opts);
+
+/* Returns ICOUNT_DISABLED, ICOUNT_FIXED or ICOUNT_AUTO.  Thread: any; lock-free. */
+int icount_enabled(void);
+
+/*
+ * Accounts for @executed instructions, 0 or more, since the last call of the same virtual CPU: adds
+ * them to VIRTUAL and notifies every list that has a timer due then.  A virtual CPU calls it at the
+ * end of its slice, and before anything that reads VIRTUAL or arms a timer in mid-slice.  Ends a
+ * warp that still goes on.  Does nothing when instruction counting is off.
+ * Instructions accounted while VIRTUAL is stopped show when it is started.
+ * Thread: any, any number of them.
+ * Ordering: what the caller did before is visible to who sees the new time.
+ */
+void icount_update(int64_t executed);
+
+/* VIRTUAL in ns, whatever its source was replaced by.  Thread: any; lock-free. */
+int64_t icount_get(void);
+
+/* The instructions accounted for since the mode was turned on, at most INT64_MAX.  Thread: any;
+ * lock-free. */
+int64_t icount_get_raw(void);
+
+/* The ns that @instructions take with the shift of now; saturates at INT64_MAX - 1; below zero
+ * counts as zero.  Thread: any; lock-free. */
+int64_t icount_to_ns(int64_t instructions);
+
+/* The fewest instructions that take @ns or more; the reverse of icount_to_ns().  Thread: any;
+ * lock-free. */
+int64_t icount_round(int64_t ns);
+
+/* The shift of now, which moves in auto.  Thread: any; lock-free. */
+int icount_get_shift(void);
+
+/*
+ * Returns how many instructions may run until VIRTUAL reaches its next deadline on any list,
+ * rounded up so that it is reached: at most INT32_MAX, also when there is none; in auto at most
+ * what 10 ms of VIRTUAL hold, so that the shift can be steered; 0 when a timer is due (run the
+ * timers), when VIRTUAL is stopped (wait for the start), or when counting is off.  Timers that have
+ * an attribute outside @attr_mask are passed over, as in qemu_clock_deadline_ns_all().
+ * Several virtual CPUs that run beside each other share it: each takes its part.
+ * Thread: any; lock-free.
+ */
+int64_t icount_budget(int attr_mask);
+
+/*
+ * Tells that every virtual CPU sleeps.  From now until icount_account_warp_timer() VIRTUAL goes on
+ * by itself: with `no_sleep` at once to the next deadline; else along VIRTUAL_RT (in auto, to where
+ * VIRTUAL_RT is), but not past the next deadline before its timers have run.  Where there is no
+ * deadline, or only of EXTERNAL timers, which a guest does not see, VIRTUAL stands still.  Lists
+ * with a timer due are notified.  When timers have run or were armed, a timer on VIRTUAL_RT of the
+ * options' group looks again for the next deadline; a thread that has no such loop calls this once
+ * more after each qemu_clock_run_timers(QEMU_CLOCK_VIRTUAL).  VIRTUAL does not jump while a
+ * callback of VIRTUAL runs.
+ * Thread: any.  Call this and icount_account_warp_timer() under the embedder's own lock of who
+ * sleeps, so that they come in the order of events.
+ */
+void icount_start_warp_timer(void);
+
+/* Tells that a virtual CPU is about to run: ends what icount_start_warp_timer() began; VIRTUAL
+ * stays where it has come to.  Nothing when no warp goes on.  Thread: any; as there. */
+void icount_account_warp_timer(void);
+
+/* Calls the options' exit_cb; while all virtual CPUs sleep, has the next deadline looked for again.
+ * The library does so itself when a VIRTUAL timer is armed for a sooner time and in
+ * qemu_clock_notify(QEMU_CLOCK_VIRTUAL).  Thread: any. */
+void icount_notify_exit(void);
 
 /* ---- Timers ---------------------------------------------------------------------------------- */
 
@@ -136,17 +279,19 @@ typedef struct QEMUTimerListGroup {
  * of the library's binary interface.  Zero it or pass it to timer_init_full() before any other use.
  */
 typedef struct QEMUTimer {
-    int64_t expire_time; /* ns; -1: not armed.  Atomic: written under the list's lock */
-    uint64_t seq;        /* order of arming, breaks ties.  Under the list's lock */
-    struct QEMUTimer *child, *next, *prev; /* links in the list's queue.  Under its lock */
-    uint32_t place;                        /* where in the queue.  Under the list's lock */
-    uint32_t state;            /* TIMER_* bits.  Atomic: written under the list's lock */
-    QEMUTimerList *timer_list; /* fixed from init to deinit, as is what follows */
-    int32_t attributes;
-    int32_t scale; /* ns per unit */
+    int64_t expire_time;           /* ns; -1: not armed.  Atomic: written under the list's lock,
+                                     * as what follows, up to soft_place */
+    uint32_t place;                /* where in the list's queue */
+    uint16_t state;                /* TIMER_* bits.  Atomic */
+    uint16_t attributes;           /* fixed */
+    QEMUTimerList *timer_list;     /* fixed from init to deinit */
+    uint64_t seq;                  /* order of arming, breaks ties */
+    int64_t soonest;               /* armed: the start of its range; else its last deadline */
+    struct QEMUTimer *next, *prev; /* in a lane or a due list */
+    uint32_t soft_place;           /* where in the queue by soonest, while it has a range */
+    uint32_t scale;                /* ns per unit; fixed, as what follows */
     QEMUTimerCB *cb;
     void *opaque;
-    int64_t reserved[2]; /* for slack and what else comes */
 } QEMUTimer;
 
 /* The lists that timers without a group of their own belong to; see init_clocks(). */
@@ -228,6 +373,29 @@ bool timer_mod_ns(QEMUTimer *ts, int64_t expire_time);
  * armed or moved.  Thread: any. */
 bool timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time);
 bool timer_mod_anticipate_ns(QEMUTimer *ts, int64_t expire_time);
+
+/*
+ * Arms @ts to fire anywhere from @soonest to @latest, in ns.  Its deadline is @latest: that is what
+ * the loop wakes up for, what orders it, and what timer_expire_time_ns() returns; but whenever the
+ * loop is awake for another reason, it also runs what has reached its @soonest.  So timers that may
+ * wait a little share a wake-up.  A @soonest that is not before @latest is the same as
+ * timer_mod_ns() for @latest; both are clamped as there.
+ * Returns true when it armed, false when the timer is dead or its context is gone.
+ * Thread: any.  Allocates nothing, cannot fail.
+ * Source: the ranges of Linux's hrtimers (Documentation/timers/hrtimers.rst, timer slack in
+ * prctl(2)).
+ */
+bool timer_mod_range_ns(QEMUTimer *ts, int64_t soonest, int64_t latest);
+
+/*
+ * Moves a periodic timer on, without drift: arms it for its last deadline plus the least whole
+ * number of periods, one or more, that lies after @now.  The last deadline is the one it is armed
+ * for, else the one it fired for or was deleted at (of a range, the latest); for a timer that was
+ * never armed it is @now.  @now in ns of the timer's clock; @interval_ns at least 1, less aborts.
+ * Returns how many periods were passed over; 0 also when the timer is dead or its context is gone.
+ * Thread: any, also its own callback.  Allocates nothing, cannot fail.
+ */
+uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns);
 
 /*
  * Disarms @ts; the callback may already be running on another thread, and is not waited for.
@@ -327,8 +495,8 @@ void timerlistgroup_deinit(QEMUTimerListGroup *tlg);
 /* timerlist_run_timers() on each list.  Returns true when a callback ran.  Thread: as there. */
 bool timerlistgroup_run_timers(QEMUTimerListGroup *tlg);
 
-/* The soonest timerlist_deadline_ns() of the clocks that qemu_clock_use_for_deadline() names; -1:
- * none.  Thread: any; lock-free. */
+/* The soonest timerlist_deadline_ns() of the clocks that qemu_clock_use_for_deadline() names; 0
+ * when a timer of any clock is due; -1: none.  Thread: any; lock-free. */
 int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg);
 
 /* The list of @type in main_loop_tlg, and the calls above on it.  Threads: as there. */

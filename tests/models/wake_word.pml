@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The wake word: aio/aio_int.h, aio/wake.c, aio/wait.c.
+ *
+ *   notify           aio_notify(), wake_up()
+ *   notifier         what is published before it; the quiet kind is qemu_bh_schedule_idle()
+ *   begin_sleep      wake_begin_sleep()
+ *   home             plan_wait(), the monitor's wait, wake_end_sleep(), the dispatch
+ *
+ * Holds: while the home thread is in the kernel without a wake-up on its way,
+ *   - every notify that has returned was taken by a poll that has ended since: one that came
+ *     before a blocking poll makes it return, and so does one that comes during it; no notify
+ *     returns before the wake-up that it needs is in the kernel;
+ *   - no work is left whose publisher has returned.
+ *
+ * Abstracted: one word is four variables that change together; the loop around the compare-and-swap
+ * that sets SENT is one step.  A signal handler's notify is that of another thread, whose steps
+ * come in between in more ways than a handler's.  The eventfd is readable or not; a read request of
+ * io_uring that has completed and was not reaped counts as readable.  The wait also ends for
+ * anything else at any moment (a timeout, an fd, a signal), and then does not empty the eventfd.
+ * Precise mode's polling is left out.  Every access is sequentially consistent: no store buffers.
+ * Bounds: two notifiers of two notifies each, three polls; the number of the sleep does not wrap.
+ *
+ * Broken (each by its macro): SENT_FIRST, SENT is set before the write; ANY_SLEEP, SENT is set
+ * without a look at the number of the sleep; COUNT_IGNORED, the sleeper does not compare the count;
+ * SENT_STAYS, the end of a sleep clears ASLEEP alone; CLEAR_BY_STORE, it loads and stores instead
+ * of one fetch_and; DRAIN_LATE, the eventfd is emptied after the next sleep was announced;
+ * NO_ANNOUNCE_CAS, the sleeper stores its announcement without comparing.
+ */
+#define POLLS 3
+#define TURNS 2
+
+bool work[2]; /* what each notifier has published */
+
+/* The wake word. */
+byte count;
+byte number; /* of the sleep */
+bool asleep, sent;
+
+bool wake_fd;
+byte count_seen; /* home thread: stats.notifies */
+
+/* What the assertions look at. */
+bool in_kernel;
+byte told;     /* notifies that have added to the count */
+byte returned; /* the highest of them that has returned */
+byte taken;    /* as many of them were taken by the end of a poll */
+byte busy;     /* publishers that have not returned */
+
+inline set_sent()
+{
+    atomic {
+        if
+#ifdef ANY_SLEEP
+        :: asleep && !sent -> sent = true
+#else
+        :: asleep && number == slept && !sent -> sent = true
+#endif
+        :: else
+        fi
+    }
+}
+
+inline notify(p)
+{
+    atomic {
+        wakes = asleep && !sent;
+        slept = number;
+        count++;
+        told++;
+        mine = told
+    };
+    if
+    :: wakes ->
+#ifdef SENT_FIRST
+        set_sent();
+        wake_fd = true
+#else
+        wake_fd = true;
+        set_sent()
+#endif
+    :: else
+    fi;
+    atomic {
+        returned = (mine > returned -> mine : returned);
+        assert(!in_kernel || wake_fd || taken >= mine);
+        mine = 0;
+        slept = 0;
+        wakes = false
+    }
+}
+
+/* A compare-and-swap that puts the work on a stack or a list: never left in a buffer. */
+inline publish(p)
+{
+    atomic { work[p] = true; busy++ }
+}
+
+proctype notifier(byte p)
+{
+    byte turns = TURNS, mine, slept;
+    bool wakes;
+
+    do
+    :: turns > 0 ->
+        turns--;
+        if
+        :: publish(p); notify(p); busy--
+        :: notify(p) /* the caller has set a flag of its own */
+        :: publish(p);
+            if
+            :: asleep -> notify(p)
+            :: else
+            fi;
+            busy--
+        fi
+    :: else -> break
+    od
+}
+
+/* Sets ok. */
+inline begin_sleep()
+{
+    atomic {
+        old_count = count;
+#ifdef COUNT_IGNORED
+        ok = true
+#else
+        ok = count == count_seen
+#endif
+    };
+    atomic {
+        if
+#ifdef NO_ANNOUNCE_CAS
+        :: ok -> number++; asleep = true
+#else
+        :: ok && count == old_count -> number++; asleep = true
+#endif
+        :: else -> ok = false
+        fi;
+        old_count = 0
+    }
+}
+
+/* No work at all. */
+inline look()
+{
+    ok = ok && !work[0];
+    ok = ok && !work[1];
+    ok = ok
+}
+
+inline take_count()
+{
+    count_seen = count;
+    taken = told
+}
+
+inline end_sleep()
+{
+    if
+    :: asleep ->
+#ifdef CLEAR_BY_STORE
+        atomic { old_count = count; taken = told };
+        atomic {
+            count = old_count;
+            asleep = false;
+            sent = false;
+            count_seen = old_count;
+            old_count = 0
+        }
+#else
+        atomic {
+            asleep = false;
+#ifndef SENT_STAYS
+            sent = false;
+#endif
+            take_count()
+        }
+#endif
+    :: else -> atomic { take_count() }
+    fi
+}
+
+inline dispatch()
+{
+    work[0] = false;
+    work[1] = false
+}
+
+inline wait()
+{
+    atomic {
+        in_kernel = true;
+        assert(wake_fd || taken >= returned)
+    };
+end_waiting:
+    if
+    :: atomic {
+            !wake_fd && busy == 0 ->
+            assert(!work[0] && !work[1]);
+            goto end_waiting
+        }
+    :: wake_fd ->
+        in_kernel = false;
+#ifndef DRAIN_LATE
+        wake_fd = false
+#endif
+    :: in_kernel = false /* for something else */
+    fi
+}
+
+active proctype home()
+{
+    byte polls, old_count;
+    bool ok;
+
+    do
+    :: polls < POLLS ->
+        polls++;
+        begin_sleep();
+#ifdef DRAIN_LATE
+        wake_fd = false;
+#endif
+        look();
+        if
+        :: ok -> ok = false; wait()
+        :: else
+        fi;
+        end_sleep();
+        dispatch()
+    :: else -> break
+    od
+}
+
+init { atomic { run notifier(0); run notifier(1) } }
