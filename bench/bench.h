@@ -23,7 +23,13 @@ enum bench_metric {
     BENCH_P99_NS,
     BENCH_P999_NS,
     BENCH_MAX_NS,
+    BENCH_RAW_MAX_NS,    /* as seen, with what the machine did meanwhile */
+    BENCH_EMPTY_MAX_NS,  /* of a loop that only reads the clock, for as long */
+    BENCH_OVER_EMPTY_NS, /* by how much the one passes the other */
+    BENCH_WAKEUPS_PER_K, /* wake-ups of the loop per 1000 operations */
+    BENCH_WAKEUPS_PER_M, /* per million */
     BENCH_BYTES,
+    BENCH_USER_BYTES, /* of BENCH_BYTES, what the user holds */
     BENCH_METRICS
 };
 

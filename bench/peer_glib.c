@@ -9,26 +9,32 @@
 #include <glib.h>
 #include <stdlib.h>
 
+/* What the user holds; the source is GLib's. */
+struct glib_timer {
+    GSource *source; /* first */
+    struct timer_tag tag;
+};
+
 struct glib_source {
     GSource source; /* GLib allocates it in this size */
-    struct glib_loop *loop;
-    uint32_t index;
+    struct timer_tag *tag;
 };
 
 struct glib_loop {
     struct timer_loop base;
     GMainContext *context;
     gint64 now_us;
-    uint32_t n;
-    struct glib_source *timers[];
 };
+
+static GSource *source_at(struct timer_loop *base, uint32_t i)
+{
+    return ((struct glib_timer *)timer_at(base, i))->source;
+}
 
 static gboolean on_ready(GSource *source, GSourceFunc cb, gpointer data)
 {
-    struct glib_source *t = (struct glib_source *)source;
     g_source_set_ready_time(source, -1);
-    t->loop->base.fired++;
-    t->loop->base.fired_sum += t->index;
+    timer_fired(((struct glib_source *)source)->tag);
     return G_SOURCE_CONTINUE;
 }
 
@@ -36,19 +42,17 @@ static GSourceFuncs source_funcs = { .dispatch = on_ready };
 
 static struct timer_loop *glib_open(uint32_t n)
 {
-    struct glib_loop *loop = calloc(1, sizeof(*loop) + n * sizeof(loop->timers[0]));
+    struct glib_loop *loop = calloc(1, sizeof(*loop));
     if (!loop) {
         return NULL;
     }
     loop->context = g_main_context_new();
-    loop->n = n;
+    timer_loop_init(&loop->base, n, sizeof(struct glib_timer), offsetof(struct glib_timer, tag));
     for (uint32_t i = 0; i < n; i++) {
-        struct glib_source *t =
-            (struct glib_source *)g_source_new(&source_funcs, sizeof(struct glib_source));
-        t->loop = loop;
-        t->index = i;
-        loop->timers[i] = t;
-        g_source_attach(&t->source, loop->context);
+        struct glib_timer *t = timer_at(&loop->base, i);
+        t->source = g_source_new(&source_funcs, sizeof(struct glib_source));
+        ((struct glib_source *)t->source)->tag = &t->tag;
+        g_source_attach(t->source, loop->context);
     }
     return &loop->base;
 }
@@ -56,18 +60,19 @@ static struct timer_loop *glib_open(uint32_t n)
 static void glib_close(struct timer_loop *base)
 {
     struct glib_loop *loop = (struct glib_loop *)base;
-    for (uint32_t i = 0; i < loop->n; i++) {
-        g_source_destroy(&loop->timers[i]->source);
-        g_source_unref(&loop->timers[i]->source);
+    for (uint32_t i = 0; i < base->n; i++) {
+        g_source_destroy(source_at(base, i));
+        g_source_unref(source_at(base, i));
     }
     g_main_context_unref(loop->context);
+    timer_loop_cleanup(base);
     free(loop);
 }
 
-/* The public struct only; GLib adds a private part of its own. */
+/* The user holds a pointer. */
 static size_t glib_timer_bytes(void)
 {
-    return 0;
+    return sizeof(GSource *);
 }
 
 static void glib_refresh(struct timer_loop *base)
@@ -78,12 +83,12 @@ static void glib_refresh(struct timer_loop *base)
 static void glib_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
     struct glib_loop *loop = (struct glib_loop *)base;
-    g_source_set_ready_time(&loop->timers[i]->source, loop->now_us + (gint64)(delay_ns / 1000));
+    g_source_set_ready_time(source_at(base, i), loop->now_us + (gint64)(delay_ns / 1000));
 }
 
 static void glib_cancel(struct timer_loop *base, uint32_t i)
 {
-    g_source_set_ready_time(&((struct glib_loop *)base)->timers[i]->source, -1);
+    g_source_set_ready_time(source_at(base, i), -1);
 }
 
 static void glib_run(struct timer_loop *base)
@@ -94,6 +99,7 @@ static void glib_run(struct timer_loop *base)
 const struct timer_impl timer_glib = {
     .name = "glib",
     .n_max = 10000,
+    .n_max_fire = 10000,
     .open = glib_open,
     .close = glib_close,
     .timer_bytes = glib_timer_bytes,

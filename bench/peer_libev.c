@@ -5,23 +5,24 @@
 #include <ev.h>
 #include <stdlib.h>
 
+struct libev_timer {
+    ev_timer timer; /* first */
+    struct timer_tag tag;
+};
+
 struct libev_loop {
     struct timer_loop base;
     struct ev_loop *ev;
-    uint32_t n;
-    ev_timer timers[];
 };
 
 static void on_timer(struct ev_loop *ev, ev_timer *w, int revents)
 {
-    struct libev_loop *loop = ev_userdata(ev);
-    loop->base.fired++;
-    loop->base.fired_sum += (uint64_t)(w - loop->timers);
+    timer_fired(&((struct libev_timer *)w)->tag);
 }
 
 static struct timer_loop *libev_open(uint32_t n)
 {
-    struct libev_loop *loop = calloc(1, sizeof(*loop) + n * sizeof(loop->timers[0]));
+    struct libev_loop *loop = calloc(1, sizeof(*loop));
     if (!loop) {
         return NULL;
     }
@@ -30,10 +31,10 @@ static struct timer_loop *libev_open(uint32_t n)
         free(loop);
         return NULL;
     }
-    ev_set_userdata(loop->ev, loop);
-    loop->n = n;
+    timer_loop_init(&loop->base, n, sizeof(struct libev_timer), offsetof(struct libev_timer, tag));
     for (uint32_t i = 0; i < n; i++) {
-        ev_timer_init(&loop->timers[i], on_timer, 0., 0.);
+        ev_timer *w = timer_at(&loop->base, i);
+        ev_timer_init(w, on_timer, 0., 0.);
     }
     return &loop->base;
 }
@@ -41,10 +42,11 @@ static struct timer_loop *libev_open(uint32_t n)
 static void libev_close(struct timer_loop *base)
 {
     struct libev_loop *loop = (struct libev_loop *)base;
-    for (uint32_t i = 0; i < loop->n; i++) {
-        ev_timer_stop(loop->ev, &loop->timers[i]);
+    for (uint32_t i = 0; i < base->n; i++) {
+        ev_timer_stop(loop->ev, timer_at(base, i));
     }
     ev_loop_destroy(loop->ev);
+    timer_loop_cleanup(base);
     free(loop);
 }
 
@@ -62,7 +64,7 @@ static void libev_refresh(struct timer_loop *base)
 static void libev_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
     struct libev_loop *loop = (struct libev_loop *)base;
-    ev_timer *w = &loop->timers[i];
+    ev_timer *w = timer_at(base, i);
     w->repeat = (ev_tstamp)delay_ns * 1e-9;
     ev_timer_again(loop->ev, w);
     w->repeat = 0.;
@@ -70,8 +72,7 @@ static void libev_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 
 static void libev_cancel(struct timer_loop *base, uint32_t i)
 {
-    struct libev_loop *loop = (struct libev_loop *)base;
-    ev_timer_stop(loop->ev, &loop->timers[i]);
+    ev_timer_stop(((struct libev_loop *)base)->ev, timer_at(base, i));
 }
 
 static void libev_run(struct timer_loop *base)
@@ -82,6 +83,7 @@ static void libev_run(struct timer_loop *base)
 const struct timer_impl timer_libev = {
     .name = "libev",
     .n_max = UINT32_MAX,
+    .n_max_fire = UINT32_MAX,
     .open = libev_open,
     .close = libev_close,
     .timer_bytes = libev_timer_bytes,

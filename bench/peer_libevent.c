@@ -15,11 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct libevent_loop;
-
 struct libevent_timer {
-    struct event ev;
-    struct libevent_loop *loop;
+    struct event ev; /* first */
+    struct timer_tag tag;
 };
 
 struct libevent_loop {
@@ -29,15 +27,11 @@ struct libevent_loop {
     struct event call; /* runs fn(arg) in the loop */
     void (*fn)(void *arg);
     void *arg;
-    uint32_t n;
-    struct libevent_timer timers[];
 };
 
 static void on_timer(evutil_socket_t fd, short what, void *opaque)
 {
-    struct libevent_timer *t = opaque;
-    t->loop->base.fired++;
-    t->loop->base.fired_sum += (uint64_t)(t - t->loop->timers);
+    timer_fired(&((struct libevent_timer *)opaque)->tag);
 }
 
 static void on_call(evutil_socket_t fd, short what, void *opaque)
@@ -63,7 +57,7 @@ static struct timer_loop *libevent_open(uint32_t n)
     if (strncmp(event_get_version(), "2.", 2)) {
         bench_die("libevent's functions were taken from '%s'", event_get_version());
     }
-    struct libevent_loop *loop = calloc(1, sizeof(*loop) + n * sizeof(loop->timers[0]));
+    struct libevent_loop *loop = calloc(1, sizeof(*loop));
     if (!loop) {
         return NULL;
     }
@@ -75,11 +69,11 @@ static struct timer_loop *libevent_open(uint32_t n)
     struct timeval tv = { .tv_sec = IO_TIMEOUT_NS / 1000000000 };
     loop->io_timeout = event_base_init_common_timeout(loop->eb, &tv);
     event_assign(&loop->call, loop->eb, -1, 0, on_call, loop);
-    loop->n = n;
+    timer_loop_init(&loop->base, n, sizeof(struct libevent_timer),
+                    offsetof(struct libevent_timer, tag));
     for (uint32_t i = 0; i < n; i++) {
-        struct libevent_timer *t = &loop->timers[i];
-        t->loop = loop;
-        event_assign(&t->ev, loop->eb, -1, 0, on_timer, t);
+        struct event *ev = timer_at(&loop->base, i);
+        event_assign(ev, loop->eb, -1, 0, on_timer, ev);
     }
     return &loop->base;
 }
@@ -87,10 +81,11 @@ static struct timer_loop *libevent_open(uint32_t n)
 static void libevent_close(struct timer_loop *base)
 {
     struct libevent_loop *loop = (struct libevent_loop *)base;
-    for (uint32_t i = 0; i < loop->n; i++) {
-        event_del(&loop->timers[i].ev);
+    for (uint32_t i = 0; i < base->n; i++) {
+        event_del(timer_at(base, i));
     }
     event_base_free(loop->eb);
+    timer_loop_cleanup(base);
     free(loop);
 }
 
@@ -109,12 +104,12 @@ static void libevent_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
     struct libevent_loop *loop = (struct libevent_loop *)base;
     struct timeval tv = { .tv_sec = (time_t)(delay_ns / 1000000000),
                           .tv_usec = (suseconds_t)(delay_ns % 1000000000 / 1000) };
-    event_add(&loop->timers[i].ev, delay_ns == IO_TIMEOUT_NS ? loop->io_timeout : &tv);
+    event_add(timer_at(base, i), delay_ns == IO_TIMEOUT_NS ? loop->io_timeout : &tv);
 }
 
 static void libevent_cancel(struct timer_loop *base, uint32_t i)
 {
-    event_del(&((struct libevent_loop *)base)->timers[i].ev);
+    event_del(timer_at(base, i));
 }
 
 static void libevent_run(struct timer_loop *base)
@@ -134,6 +129,7 @@ static void libevent_inside(struct timer_loop *base, void (*fn)(void *arg), void
 const struct timer_impl timer_libevent = {
     .name = "libevent",
     .n_max = UINT32_MAX,
+    .n_max_fire = 100000,
     .open = libevent_open,
     .close = libevent_close,
     .timer_bytes = libevent_timer_bytes,

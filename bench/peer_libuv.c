@@ -5,23 +5,24 @@
 #include <stdlib.h>
 #include <uv.h>
 
+struct libuv_timer {
+    uv_timer_t timer; /* first */
+    struct timer_tag tag;
+};
+
 struct libuv_loop {
     struct timer_loop base;
     uv_loop_t uv;
-    uint32_t n;
-    uv_timer_t timers[];
 };
 
 static void on_timer(uv_timer_t *t)
 {
-    struct libuv_loop *loop = t->loop->data;
-    loop->base.fired++;
-    loop->base.fired_sum += (uint64_t)(t - loop->timers);
+    timer_fired(&((struct libuv_timer *)t)->tag);
 }
 
 static struct timer_loop *libuv_open(uint32_t n)
 {
-    struct libuv_loop *loop = calloc(1, sizeof(*loop) + n * sizeof(loop->timers[0]));
+    struct libuv_loop *loop = calloc(1, sizeof(*loop));
     if (!loop) {
         return NULL;
     }
@@ -29,10 +30,9 @@ static struct timer_loop *libuv_open(uint32_t n)
         free(loop);
         return NULL;
     }
-    loop->uv.data = loop;
-    loop->n = n;
+    timer_loop_init(&loop->base, n, sizeof(struct libuv_timer), offsetof(struct libuv_timer, tag));
     for (uint32_t i = 0; i < n; i++) {
-        uv_timer_init(&loop->uv, &loop->timers[i]);
+        uv_timer_init(&loop->uv, timer_at(&loop->base, i));
     }
     return &loop->base;
 }
@@ -40,11 +40,12 @@ static struct timer_loop *libuv_open(uint32_t n)
 static void libuv_close(struct timer_loop *base)
 {
     struct libuv_loop *loop = (struct libuv_loop *)base;
-    for (uint32_t i = 0; i < loop->n; i++) {
-        uv_close((uv_handle_t *)&loop->timers[i], NULL);
+    for (uint32_t i = 0; i < base->n; i++) {
+        uv_close(timer_at(base, i), NULL);
     }
     uv_run(&loop->uv, UV_RUN_DEFAULT); /* handles close in the loop */
     uv_loop_close(&loop->uv);
+    timer_loop_cleanup(base);
     free(loop);
 }
 
@@ -60,13 +61,12 @@ static void libuv_refresh(struct timer_loop *base)
 
 static void libuv_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
-    struct libuv_loop *loop = (struct libuv_loop *)base;
-    uv_timer_start(&loop->timers[i], on_timer, delay_ns / 1000000, 0);
+    uv_timer_start(timer_at(base, i), on_timer, delay_ns / 1000000, 0);
 }
 
 static void libuv_cancel(struct timer_loop *base, uint32_t i)
 {
-    uv_timer_stop(&((struct libuv_loop *)base)->timers[i]);
+    uv_timer_stop(timer_at(base, i));
 }
 
 static void libuv_run(struct timer_loop *base)
@@ -77,6 +77,7 @@ static void libuv_run(struct timer_loop *base)
 const struct timer_impl timer_libuv = {
     .name = "libuv",
     .n_max = UINT32_MAX,
+    .n_max_fire = 100000,
     .open = libuv_open,
     .close = libuv_close,
     .timer_bytes = libuv_timer_bytes,

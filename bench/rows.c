@@ -25,10 +25,20 @@ struct bench_row {
 static const struct {
     const char *name, *unit;
 } metrics[BENCH_METRICS] = {
-    [BENCH_NS_PER_OP] = { "ns_per_op", "ns" },  [BENCH_CPU_NS_PER_OP] = { "cpu_ns_per_op", "ns" },
-    [BENCH_OPS_PER_S] = { "ops_per_s", "1/s" }, [BENCH_P50_NS] = { "p50_ns", "ns" },
-    [BENCH_P99_NS] = { "p99_ns", "ns" },        [BENCH_P999_NS] = { "p999_ns", "ns" },
-    [BENCH_MAX_NS] = { "max_ns", "ns" },        [BENCH_BYTES] = { "bytes", "B" },
+    [BENCH_NS_PER_OP] = { "ns_per_op", "ns" },
+    [BENCH_CPU_NS_PER_OP] = { "cpu_ns_per_op", "ns" },
+    [BENCH_OPS_PER_S] = { "ops_per_s", "1/s" },
+    [BENCH_P50_NS] = { "p50_ns", "ns" },
+    [BENCH_P99_NS] = { "p99_ns", "ns" },
+    [BENCH_P999_NS] = { "p999_ns", "ns" },
+    [BENCH_MAX_NS] = { "max_ns", "ns" },
+    [BENCH_RAW_MAX_NS] = { "raw_max_ns", "ns" },
+    [BENCH_EMPTY_MAX_NS] = { "empty_max_ns", "ns" },
+    [BENCH_OVER_EMPTY_NS] = { "over_empty_ns", "ns" },
+    [BENCH_WAKEUPS_PER_K] = { "wakeups_per_k", "1/1000" },
+    [BENCH_WAKEUPS_PER_M] = { "wakeups_per_m", "1/1000000" },
+    [BENCH_BYTES] = { "bytes", "B" },
+    [BENCH_USER_BYTES] = { "user_bytes", "B" },
 };
 
 static struct bench_row *get_row(struct bench *b, const struct bench_row *key)

@@ -1,56 +1,43 @@
 /* SPDX-License-Identifier: MIT */
-/* timer_bench on aioctx: embedded timers on the REALTIME list of a group. */
+/* timer_bench on aioctx: embedded timers on a context whose home is the calling thread. */
 #include "timer_impl.h"
 
-#include <aioctx/rcu.h>
-#include <aioctx/timers.h>
+#include <aioctx/aio.h>
 #include <stdlib.h>
 
 struct aioctx_timer {
-    QEMUTimer timer; /* first: the callback's opaque is this struct */
-    struct aioctx_loop *loop;
+    QEMUTimer timer; /* first */
+    struct timer_tag tag;
 };
 
 struct aioctx_loop {
     struct timer_loop base;
-    QEMUTimerListGroup group;
-    QEMUTimerList *list;
+    AioContext *ctx;
     int64_t now_ns;
-    uint64_t notified;
-    uint32_t n;
-    struct aioctx_timer timers[];
 };
 
 static void on_timer(void *opaque)
 {
-    struct aioctx_timer *t = opaque;
-    t->loop->base.fired++;
-    t->loop->base.fired_sum += (uint64_t)(t - t->loop->timers);
-}
-
-/* A context's callback looks whether the owner sleeps; here it never does. */
-static void on_notify(void *opaque, QEMUClockType type)
-{
-    struct aioctx_loop *loop = opaque;
-    loop->notified++;
+    timer_fired(&((struct aioctx_timer *)opaque)->tag);
 }
 
 static struct timer_loop *aioctx_open(uint32_t n)
 {
-    struct aioctx_loop *loop = calloc(1, sizeof(*loop) + n * sizeof(loop->timers[0]));
+    struct aioctx_loop *loop = calloc(1, sizeof(*loop));
     if (!loop) {
         return NULL;
     }
-    if (timerlistgroup_init(&loop->group, on_notify, loop)) {
+    loop->ctx = aio_context_new(NULL);
+    if (!loop->ctx) {
         free(loop);
         return NULL;
     }
-    loop->list = loop->group.tl[QEMU_CLOCK_REALTIME];
-    loop->n = n;
+    aio_poll(loop->ctx, false); /* this thread is its home */
+    timer_loop_init(&loop->base, n, sizeof(struct aioctx_timer),
+                    offsetof(struct aioctx_timer, tag));
     for (uint32_t i = 0; i < n; i++) {
-        struct aioctx_timer *t = &loop->timers[i];
-        t->loop = loop;
-        timer_init_full(&t->timer, &loop->group, QEMU_CLOCK_REALTIME, SCALE_NS, 0, on_timer, t);
+        QEMUTimer *ts = timer_at(&loop->base, i);
+        aio_timer_init(loop->ctx, ts, QEMU_CLOCK_REALTIME, SCALE_NS, on_timer, ts);
     }
     return &loop->base;
 }
@@ -58,11 +45,11 @@ static struct timer_loop *aioctx_open(uint32_t n)
 static void aioctx_close(struct timer_loop *base)
 {
     struct aioctx_loop *loop = (struct aioctx_loop *)base;
-    for (uint32_t i = 0; i < loop->n; i++) {
-        timer_deinit(&loop->timers[i].timer);
+    for (uint32_t i = 0; i < base->n; i++) {
+        timer_deinit(timer_at(base, i));
     }
-    timerlistgroup_deinit(&loop->group);
-    aio_synchronize_rcu(); /* on_notify() may still be running, for a step of the host's clock */
+    aio_context_unref(loop->ctx);
+    timer_loop_cleanup(base);
     free(loop);
 }
 
@@ -80,22 +67,29 @@ static void aioctx_arm(struct timer_loop *base, uint32_t i, uint64_t delay_ns)
 {
     struct aioctx_loop *loop = (struct aioctx_loop *)base;
     /* A nanosecond later each time: our users read the clock, and equal deadlines are rare. */
-    timer_mod_ns(&loop->timers[i].timer, ++loop->now_ns + (int64_t)delay_ns);
+    timer_mod_ns(timer_at(base, i), ++loop->now_ns + (int64_t)delay_ns);
 }
 
 static void aioctx_cancel(struct timer_loop *base, uint32_t i)
 {
-    timer_del(&((struct aioctx_loop *)base)->timers[i].timer);
+    timer_del(timer_at(base, i));
 }
 
 static void aioctx_run(struct timer_loop *base)
 {
-    timerlist_run_timers(((struct aioctx_loop *)base)->list);
+    aio_poll(((struct aioctx_loop *)base)->ctx, false);
+}
+
+static void aioctx_run_lists(struct timer_loop *base)
+{
+    AioContext *ctx = ((struct aioctx_loop *)base)->ctx;
+    timerlistgroup_run_timers(aio_context_get_timer_list_group(ctx));
 }
 
 const struct timer_impl timer_aioctx = {
     .name = "aioctx",
     .n_max = UINT32_MAX,
+    .n_max_fire = UINT32_MAX,
     .open = aioctx_open,
     .close = aioctx_close,
     .timer_bytes = aioctx_timer_bytes,
@@ -103,4 +97,17 @@ const struct timer_impl timer_aioctx = {
     .arm = aioctx_arm,
     .cancel = aioctx_cancel,
     .run = aioctx_run,
+};
+
+const struct timer_impl timer_aioctx_lists = {
+    .name = "aioctx-lists",
+    .n_max = 0, /* elsewhere it would be the same */
+    .n_max_fire = UINT32_MAX,
+    .open = aioctx_open,
+    .close = aioctx_close,
+    .timer_bytes = aioctx_timer_bytes,
+    .refresh = aioctx_refresh,
+    .arm = aioctx_arm,
+    .cancel = aioctx_cancel,
+    .run = aioctx_run_lists,
 };

@@ -6,42 +6,25 @@
  *   churn       n timers armed; one operation moves a random one to a random deadline
  *   io-timeout  n timers armed; one operation arms one at now + 30 s and cancels the oldest, which
  *               is what a request with a deadline costs
- *   fire        n timers armed and due; one operation is one of them fired by the runner
- *   size        bytes of one timer
- *
- * Every thread has loops of its own and does the same.  Now is read once per batch of operations,
- * as a loop does once per iteration.  Afterwards all timers are fired once and counted.
+ *   fire        n timers armed and due; one operation is one of them fired by the loop
+ *   tail        every operation timed by itself, the slowest counts: see timer_tail.c
+ *   remote      a thread arms and cancels timers of a loop that another thread runs: see
+ *               timer_remote.c
+ *   read        one operation reads the soonest deadline, while others write: see timer_read.c
+ *   slack       wake-ups that timer_mod_range_ns() saves: see timer_slack.c
+ *   memory      bytes per timer, the user's and the library's, and per loop: see timer_memory.c
  */
-#include "bench.h"
-#include "timer_impl.h"
+#include "timer_cases.h"
 
-#include <pthread.h>
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define IMPLS_MAX 8
 #define SIZES_MAX 16
-#define BATCH 64
-#define MS_NS UINT64_C(1000000)
-#define FIRE_LIMIT_NS (60 * 1000 * MS_NS)
 
-/* Random deadlines lie this far ahead, and up to 18 minutes further: none passes during a run. */
-#define CHURN_LEAST_NS (3600 * 1000 * MS_NS)
-#define CHURN_SPREAD_NS ((UINT64_C(1) << 40) - 1)
-
-/* Deadlines for firing lie 1 to 5 ms ahead.  Some libraries read a coarse clock, which is up to 10
- * ms behind: after this long all are due. */
-#define FIRE_LEAST_NS MS_NS
-#define FIRE_SPREAD_NS (4 * MS_NS)
-#define FIRE_WAIT_NS (17 * MS_NS)
-
-/* A pass over few timers is too short for the CPU clock; so that many loops of this kind are fired
- * one after the other. */
-#define FIRE_TIMERS_MIN 2000
-#define FIRE_LOOPS_MAX 32
-
-static const struct timer_impl *const impls[] = {
+const struct timer_impl *const timer_impls[] = {
     &timer_aioctx,
+    &timer_aioctx_lists,
 #ifdef HAVE_LIBEV
     &timer_libev,
 #endif
@@ -54,271 +37,56 @@ static const struct timer_impl *const impls[] = {
 #ifdef HAVE_GLIB
     &timer_glib,
 #endif
+    NULL,
 };
-#define IMPLS (sizeof(impls) / sizeof(impls[0]))
+#define IMPLS (sizeof(timer_impls) / sizeof(timer_impls[0]) - 1)
 
-enum timer_case { CHURN, IO_TIMEOUT, FIRE };
-static const char *const case_names[] = { "churn", "io-timeout", "fire", NULL };
+/* The first three as in enum timer_op.  Memory is measured before all others: later, what they have
+ * freed would be handed out again unseen by the allocator's sums. */
+enum { TAIL = FIRE + 1, REMOTE, READ, SLACK, MEMORY, CASES };
+static const char *const case_names[] = { "churn", "io-timeout", "fire",   "tail", "remote",
+                                          "read",  "slack",      "memory", NULL };
 
-/* What one thread holds of one implementation. */
-struct side {
-    const struct timer_impl *impl;
-    struct timer_loop *loops[FIRE_LOOPS_MAX];
-    unsigned nr_loops;
-    uint32_t n;
-    uint32_t next; /* io-timeout: the timer to arm; the one after it is the oldest */
-    uint64_t random;
-    uint64_t ops;    /* of one run */
-    uint64_t expect; /* timers that ought to have fired, in each loop */
-    struct bench_span span;
-    bool failed;
-};
+/* In remote and read alone. */
+static const char *const shared_names[] = { "aioctx-group", "libev-mutex", "libev-quiet",
+                                            "list-mutex" };
+#define SHARED_NAMES (sizeof(shared_names) / sizeof(shared_names[0]))
 
-/* One case with one n: threads that walk through its runs in step. */
-struct job {
-    struct bench *b;
-    enum timer_case which;
-    uint32_t n;
-    unsigned threads;
-    const struct timer_impl *impls[IMPLS_MAX];
-    unsigned nr_impls;
-    pthread_barrier_t barrier;
-    struct bench_share *results; /* [run][impl][thread] */
-    struct side *ends;           /* [impl][thread]: what is left to be checked */
-};
+size_t timer_stride;
 
-/* ---- The operations -------------------------------------------------------------------------- */
-
-static void churn_ops(void *opaque)
+void timer_loop_init(struct timer_loop *loop, uint32_t n, size_t size, size_t tag)
 {
-    struct side *s = opaque;
-    const struct timer_impl *impl = s->impl;
-    struct timer_loop *loop = s->loops[0];
-    bench_begin(&s->span);
-    for (uint64_t done = 0; done < s->ops; done += BATCH) {
-        impl->refresh(loop);
-        for (int i = 0; i < BATCH; i++) {
-            uint64_t r = bench_random(&s->random);
-            uint32_t timer = (uint32_t)(((r >> 32) * s->n) >> 32);
-            impl->arm(loop, timer, CHURN_LEAST_NS + (r * 0x9e3779b97f4a7c15ULL & CHURN_SPREAD_NS));
-        }
-    }
-    bench_end(&s->span);
-}
-
-static void io_timeout_ops(void *opaque)
-{
-    struct side *s = opaque;
-    const struct timer_impl *impl = s->impl;
-    struct timer_loop *loop = s->loops[0];
-    uint32_t next = s->next;
-    bench_begin(&s->span);
-    for (uint64_t done = 0; done < s->ops; done += BATCH) {
-        impl->refresh(loop);
-        for (int i = 0; i < BATCH; i++) {
-            impl->arm(loop, next, IO_TIMEOUT_NS);
-            next = next == s->n ? 0 : next + 1;
-            impl->cancel(loop, next);
-        }
-    }
-    bench_end(&s->span);
-    s->next = next;
-}
-
-/* Runs one loop until all that was armed has fired. */
-static void fire_loop(struct side *s, struct timer_loop *loop)
-{
-    uint64_t limit = 0;
-    for (unsigned pass = 1; loop->fired < s->expect; pass++) {
-        s->impl->run(loop);
-        if (pass % 4096 == 0) {
-            uint64_t now = bench_now_ns();
-            limit = limit ? limit : now + FIRE_LIMIT_NS;
-            if (now > limit) {
-                s->failed = true;
-                return;
-            }
-        }
-    }
-}
-
-static void arm_all_soon(struct side *s, uint32_t timers)
-{
-    for (unsigned l = 0; l < s->nr_loops; l++) {
-        s->impl->refresh(s->loops[l]);
-        for (uint32_t i = 0; i < timers; i++) {
-            s->impl->arm(s->loops[l], i,
-                         FIRE_LEAST_NS + bench_random_below(&s->random, FIRE_SPREAD_NS));
-        }
-    }
-    s->expect += timers;
-}
-
-static void fire_ops(struct side *s)
-{
-    struct bench_span sum = { 0 };
-    for (uint64_t done = 0; done < s->ops; done += (uint64_t)s->n * s->nr_loops) {
-        arm_all_soon(s, s->n);
-        bench_sleep_ns(FIRE_WAIT_NS);
-        bench_begin(&s->span);
-        for (unsigned l = 0; l < s->nr_loops; l++) {
-            fire_loop(s, s->loops[l]);
-        }
-        bench_end(&s->span);
-        sum.wall_ns += s->span.wall_ns;
-        sum.cpu_ns += s->span.cpu_ns;
-    }
-    s->span = sum;
-}
-
-static void side_run(struct side *s, enum timer_case which)
-{
-    void (*ops)(void *) = which == CHURN ? churn_ops : io_timeout_ops;
-    if (which == FIRE) {
-        fire_ops(s);
-    } else if (s->impl->inside) {
-        s->impl->inside(s->loops[0], ops, s);
-    } else {
-        ops(s);
-    }
-}
-
-/* ---- Setting up and checking ----------------------------------------------------------------- */
-
-/* Finds how many operations fill the time of a run; this warms up, too. */
-static void calibrate(struct side *s, enum timer_case which, unsigned run_ms)
-{
-    uint64_t round = (uint64_t)s->n * s->nr_loops;
-    if (which == FIRE) { /* the waiting fills the time */
-        s->ops = round * (round > 10000 ? 1 : 1 + run_ms / 20);
-        return;
-    }
-    uint64_t target_ns = run_ms * MS_NS;
-    for (s->ops = 16 * BATCH;; s->ops *= 2) {
-        side_run(s, which);
-        if (s->span.wall_ns >= target_ns / 4) {
-            break;
-        }
-    }
-    double ops = (double)s->ops * (double)target_ns / (double)s->span.wall_ns;
-    s->ops = (uint64_t)ops / BATCH * BATCH + BATCH;
-}
-
-static void side_open(struct side *s, const struct timer_impl *impl, enum timer_case which,
-                      uint32_t n, unsigned thread)
-{
-    *s = (struct side){ .impl = impl, .n = n, .nr_loops = 1 };
-    s->random = 0x2545f491u + thread * 0x9e3779b9u; /* every implementation gets the same numbers */
-    if (which == FIRE && n < FIRE_TIMERS_MIN) {
-        s->nr_loops = FIRE_TIMERS_MIN / n < FIRE_LOOPS_MAX ? FIRE_TIMERS_MIN / n : FIRE_LOOPS_MAX;
-    }
-    for (unsigned l = 0; l < s->nr_loops; l++) {
-        s->loops[l] = impl->open(which == IO_TIMEOUT ? n + 1 : n);
-        if (!s->loops[l]) {
-            bench_die("timer_bench: cannot make a loop of %s with %u timers", impl->name, n);
-        }
-    }
-    if (which == FIRE) {
-        return;
-    }
-    impl->refresh(s->loops[0]);
+    loop->stride = size > timer_stride ? size : timer_stride;
+    loop->n = n;
+    loop->timers = bench_alloc(n * loop->stride + 1);
     for (uint32_t i = 0; i < n; i++) {
-        impl->arm(s->loops[0], i,
-                  which == CHURN ? CHURN_LEAST_NS + (bench_random(&s->random) & CHURN_SPREAD_NS)
-                                 : IO_TIMEOUT_NS);
-    }
-    s->next = which == IO_TIMEOUT ? n : 0;
-}
-
-/* Fires every timer once more: had one been lost or doubled, the numbers would tell. */
-static void side_close(struct side *s, enum timer_case which)
-{
-    uint32_t timers = which == IO_TIMEOUT ? s->n + 1 : s->n;
-    s->failed |= s->loops[0]->fired != s->expect; /* before: none too early */
-    arm_all_soon(s, timers);
-    bench_sleep_ns(FIRE_WAIT_NS);
-    for (unsigned l = 0; l < s->nr_loops; l++) {
-        struct timer_loop *loop = s->loops[l];
-        fire_loop(s, loop);
-        s->impl->run(loop); /* nothing is left */
-        uint64_t rounds = s->expect / timers;
-        s->failed |= loop->fired != s->expect ||
-                     loop->fired_sum != rounds * ((uint64_t)timers * (timers - 1) / 2);
-        s->impl->close(loop);
-        s->loops[l] = NULL;
+        struct timer_tag *t = (struct timer_tag *)((char *)timer_at(loop, i) + tag);
+        *t = (struct timer_tag){ .loop = loop, .index = i };
     }
 }
 
-static void job_thread(unsigned thread, void *opaque)
+void timer_loop_cleanup(struct timer_loop *loop)
 {
-    struct job *job = opaque;
-    struct side sides[IMPLS_MAX];
-    for (unsigned i = 0; i < job->nr_impls; i++) {
-        side_open(&sides[i], job->impls[i], job->which, job->n, thread);
-        calibrate(&sides[i], job->which, job->b->run_ms);
-    }
-    for (unsigned run = 0; run < job->b->runs; run++) {
-        for (unsigned i = 0; i < job->nr_impls; i++) {
-            struct side *s = &sides[i];
-            pthread_barrier_wait(&job->barrier);
-            side_run(s, job->which);
-            size_t index = ((size_t)run * job->nr_impls + i) * job->threads + thread;
-            job->results[index] = (struct bench_share){
-                .ns_per_op = (double)s->span.wall_ns / (double)s->ops,
-                .cpu_ns_per_op = (double)s->span.cpu_ns / (double)s->ops,
-            };
-        }
-    }
-    for (unsigned i = 0; i < job->nr_impls; i++) {
-        side_close(&sides[i], job->which);
-        job->ends[i * job->threads + thread] = sides[i];
-    }
+    free(loop->timers);
 }
 
-/* ---- Jobs ------------------------------------------------------------------------------------ */
-
-static void job_collect(struct job *job)
+static uint32_t limit_of(const struct timer_impl *impl, enum timer_limit limit)
 {
-    const char *case_name = case_names[job->which];
-    const struct bench_share *shares = job->results;
-    for (unsigned run = 0; run < job->b->runs; run++) {
-        for (unsigned i = 0; i < job->nr_impls; i++, shares += job->threads) {
-            bench_sample_threads(job->b, case_name, job->impls[i]->name, job->threads, job->n,
-                                 shares);
-        }
-    }
-    for (unsigned i = 0; i < job->nr_impls; i++) {
-        for (unsigned t = 0; t < job->threads; t++) {
-            const struct side *s = &job->ends[i * job->threads + t];
-            bench_check(job->b, !s->failed, "%s, n %u: %s lost or doubled timers", case_name,
-                        job->n, s->impl->name);
-            job->b->checksum = job->b->checksum * 31 + s->expect;
-        }
-    }
+    uint32_t ops = impl->n_max, fire = impl->n_max_fire;
+    return limit == LIMIT_OPS ? ops : limit == LIMIT_FIRE || fire < ops ? fire : ops;
 }
 
-static void job_run(struct bench *b, enum timer_case which, uint32_t n, const char *impl_list)
+unsigned timer_select(const struct timer_impl **selected, const char *impl_list, uint32_t n,
+                      enum timer_limit limit)
 {
-    struct job job = { .b = b, .which = which, .n = n, .threads = b->threads ? b->threads : 1 };
+    static_assert(IMPLS <= TIMER_IMPLS_MAX, "room for all");
+    unsigned nr = 0;
     for (unsigned i = 0; i < IMPLS; i++) {
-        if (n <= impls[i]->n_max && bench_listed(impl_list, impls[i]->name)) {
-            job.impls[job.nr_impls++] = impls[i];
+        if (n <= limit_of(timer_impls[i], limit) && bench_listed(impl_list, timer_impls[i]->name)) {
+            selected[nr++] = timer_impls[i];
         }
     }
-    if (!job.nr_impls) {
-        return;
-    }
-    job.results = calloc((size_t)b->runs * job.nr_impls * job.threads, sizeof(*job.results));
-    job.ends = calloc((size_t)job.nr_impls * job.threads, sizeof(*job.ends));
-    if (!job.results || !job.ends) {
-        bench_die("out of memory");
-    }
-    pthread_barrier_init(&job.barrier, NULL, job.threads);
-    bench_threads(job.threads, b->pin, job_thread, &job);
-    pthread_barrier_destroy(&job.barrier);
-    job_collect(&job);
-    free(job.ends);
-    free(job.results);
+    return nr;
 }
 
 static unsigned parse_sizes(const char *list, uint32_t *sizes)
@@ -337,44 +105,105 @@ static unsigned parse_sizes(const char *list, uint32_t *sizes)
     return nr;
 }
 
+/* The table's reader is told where a library is missing and why. */
+static void print_left_out(const uint32_t *sizes, unsigned nr_sizes, const char *impl_list,
+                           enum timer_limit limit)
+{
+    uint32_t most = 0;
+    for (unsigned s = 0; s < nr_sizes; s++) {
+        most = sizes[s] > most ? sizes[s] : most;
+    }
+    for (unsigned i = 0; i < IMPLS; i++) {
+        uint32_t n_max = limit_of(timer_impls[i], limit);
+        if (n_max && most > n_max && bench_listed(impl_list, timer_impls[i]->name)) {
+            printf("  %s: no more than %u timers, it takes too long beyond\n", timer_impls[i]->name,
+                   n_max);
+        }
+    }
+}
+
+static void run_sized_case(struct bench *b, int which, const uint32_t *sizes, unsigned nr_sizes,
+                           const char *impl_list)
+{
+    for (unsigned i = 0; i < nr_sizes; i++) {
+        if (which == TAIL) {
+            timer_tail_run(b, sizes[i], impl_list);
+        } else if (which == REMOTE) {
+            timer_remote_run(b, sizes[i], impl_list);
+        } else {
+            timer_ops_run(b, which, sizes[i], impl_list);
+        }
+    }
+    if (which == TAIL) {
+        timer_tail_print(b);
+    } else if (which == REMOTE) {
+        timer_remote_print(b);
+        return;
+    } else {
+        bench_print(b, case_names[which], BENCH_CPU_NS_PER_OP);
+    }
+    print_left_out(sizes, nr_sizes, impl_list,
+                   which == FIRE   ? LIMIT_FIRE
+                   : which == TAIL ? LIMIT_BOTH
+                                   : LIMIT_OPS);
+}
+
+static void run_case(struct bench *b, int which, const uint32_t *sizes, unsigned nr_sizes,
+                     const char *impl_list)
+{
+    switch (which) {
+    case READ:
+        timer_read_run(b, impl_list);
+        bench_print(b, "read", BENCH_NS_PER_OP);
+        break;
+    case SLACK:
+        timer_slack_run(b, impl_list);
+        bench_print(b, "slack", BENCH_WAKEUPS_PER_K);
+        break;
+    case MEMORY:
+        timer_memory_run(b, impl_list);
+        timer_memory_print(b);
+        break;
+    default:
+        run_sized_case(b, which, sizes, nr_sizes, impl_list);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    const char *n_list = NULL, *case_list = NULL, *impl_list = NULL;
+    const char *n_list = NULL, *case_list = NULL, *impl_list = NULL, *stride = NULL;
     const struct bench_opt opts[] = {
-        { "n", "N,...", "armed timers, 1 to 1000000 (default 100,1000,10000,100000)", &n_list },
-        { "case", "CASE,...", "of churn, io-timeout, fire (default all)", &case_list },
+        { "n", "N,...", "armed timers, 1 to 1000000 (default: powers of ten)", &n_list },
+        { "case", "CASE,...",
+          "of churn, io-timeout, fire, tail, remote, read, slack, memory (default all)",
+          &case_list },
         { "impl", "IMPL,...", "of those that were built in (default all)", &impl_list },
+        { "stride", "BYTES", "from one timer to the next (default: their size)", &stride },
         { 0 },
     };
     struct bench b;
     bench_init(&b, "timer_bench",
                "Measures arming, moving, cancelling and firing timers as their number grows.", opts,
                argc, argv);
-    const char *known[IMPLS + 1] = { 0 };
+    const char *known[IMPLS + SHARED_NAMES + 1] = { 0 };
     for (unsigned i = 0; i < IMPLS; i++) {
-        known[i] = impls[i]->name;
+        known[i] = timer_impls[i]->name;
     }
+    memcpy(known + IMPLS, shared_names, sizeof(shared_names));
     bench_check_list("--impl", impl_list, known);
     bench_check_list("--case", case_list, case_names);
+    timer_stride = stride ? (size_t)bench_number("--stride", stride, 16, 4096) / 16 * 16 : 0;
     uint32_t sizes[SIZES_MAX];
-    const char *usual = b.smoke ? "100,1000" : "100,1000,10000,100000";
-    unsigned nr_sizes = parse_sizes(n_list ? n_list : usual, sizes);
+    const char *usual = b.smoke ? "1,1000" : "1,10,100,1000,10000,100000,1000000";
+    const char *usual_remote = b.smoke ? "1,1000" : "1,1000,1000000";
 
-    for (int c = CHURN; c <= FIRE; c++) {
-        if (!bench_listed(case_list, case_names[c])) {
-            continue;
-        }
-        for (unsigned i = 0; i < nr_sizes; i++) {
-            job_run(&b, c, sizes[i], impl_list);
-        }
-        bench_print(&b, case_names[c], BENCH_CPU_NS_PER_OP);
-    }
-    for (unsigned i = 0; i < IMPLS; i++) {
-        if (impls[i]->timer_bytes() && bench_listed(impl_list, impls[i]->name)) {
-            bench_sample(bench_row(&b, "size", impls[i]->name, 1, 1), BENCH_BYTES,
-                         (double)impls[i]->timer_bytes());
+    for (int i = 0; i < CASES; i++) {
+        int c = (i + MEMORY) % CASES;
+        if (bench_listed(case_list, case_names[c])) {
+            const char *list = n_list ? n_list : c == REMOTE ? usual_remote : usual;
+            unsigned nr_sizes = parse_sizes(list, sizes);
+            run_case(&b, c, sizes, nr_sizes, impl_list);
         }
     }
-    bench_print(&b, "size", BENCH_BYTES);
     return bench_finish(&b);
 }

@@ -5,6 +5,9 @@
  * A loop holds n timers, numbered from 0, none of them armed at first.  Each thread opens loops of
  * its own and is the only one to use them.  "Now" is the time that the library's loop holds, which
  * refresh() brings up to date, as an iteration of the loop does.
+ *
+ * Every library's timers lie in an array made by timer_loop_init(): the library's own struct, then
+ * the same tag for everyone, one element after the other or --stride bytes apart.
  */
 #ifndef BENCH_TIMER_IMPL_H
 #define BENCH_TIMER_IMPL_H
@@ -19,17 +22,48 @@
 struct timer_loop {
     uint64_t fired;     /* callbacks so far */
     uint64_t fired_sum; /* of the numbers of their timers */
+    char *timers;
+    size_t stride;
+    uint32_t n;
 };
+
+/* Behind each timer. */
+struct timer_tag {
+    struct timer_loop *loop;
+    uint32_t index;
+};
+
+/* --stride: at least this many bytes from one timer to the next. */
+extern size_t timer_stride;
+
+/* Makes the array of @n elements of @size bytes, in each of which the tag lies at @tag. */
+void timer_loop_init(struct timer_loop *loop, uint32_t n, size_t size, size_t tag);
+
+/* Frees the array. */
+void timer_loop_cleanup(struct timer_loop *loop);
+
+static inline void *timer_at(const struct timer_loop *loop, uint32_t i)
+{
+    return loop->timers + i * loop->stride;
+}
+
+/* What each callback does. */
+static inline void timer_fired(const struct timer_tag *tag)
+{
+    tag->loop->fired++;
+    tag->loop->fired_sum += tag->index;
+}
 
 struct timer_impl {
     const char *name;
-    uint32_t n_max; /* most timers it is measured with */
+    uint32_t n_max;      /* most timers it is measured with: beyond, it takes too long */
+    uint32_t n_max_fire; /* in fire; tail is bound by both */
 
-    /* Returns NULL when out of memory. */
+    /* Returns NULL when out of memory.  @n may be 0. */
     struct timer_loop *(*open)(uint32_t n);
     /* Disarms and frees everything. */
     void (*close)(struct timer_loop *loop);
-    /* Bytes of memory per timer that the user or the library keeps, 0: not known. */
+    /* Bytes of memory per timer that the user holds. */
     size_t (*timer_bytes)(void);
 
     void (*refresh)(struct timer_loop *loop);
@@ -37,7 +71,7 @@ struct timer_impl {
     void (*arm)(struct timer_loop *loop, uint32_t i, uint64_t delay_ns);
     /* Disarms timer @i, which is armed. */
     void (*cancel)(struct timer_loop *loop, uint32_t i);
-    /* One pass that does not wait: runs timers that are due. */
+    /* One pass of the whole loop that does not wait: runs timers that are due. */
     void (*run)(struct timer_loop *loop);
     /* Calls @fn(@arg) from a callback of the loop, for libraries that are slower outside; may be
      * NULL. */
@@ -45,6 +79,7 @@ struct timer_impl {
 };
 
 extern const struct timer_impl timer_aioctx;
+extern const struct timer_impl timer_aioctx_lists; /* fire: the lists without the loop */
 extern const struct timer_impl timer_libev;
 extern const struct timer_impl timer_libuv;
 extern const struct timer_impl timer_libevent;
