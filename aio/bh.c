@@ -207,9 +207,9 @@ static bool run_fifo(AioContext *ctx)
         if ((old & (BH_DELETED | BH_SCHEDULED)) == BH_SCHEDULED) {
             count_own(&ctx->stats.bhs, 1);
             progress |= !(old & BH_IDLE);
-            callback_depth.any++;
+            this_thread.callbacks++;
             cb(opaque);
-            callback_depth.any--;
+            this_thread.callbacks--;
         }
     }
     return progress;

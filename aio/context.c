@@ -189,9 +189,9 @@ static void dispatch_one(AioContext *ctx, CqeHandler *handler)
         ctx->inflight_ops--;
         ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
     }
-    callback_depth.any++;
+    this_thread.callbacks++;
     handler->cb(handler);
-    callback_depth.any--;
+    this_thread.callbacks--;
 }
 
 /* ---- Closing a context ----------------------------------------------------------------------- */

@@ -102,7 +102,7 @@ static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags
         io_uring_queue_exit(&m->ring);
         return -ENOSYS; /* before Linux 5.13 */
     }
-    return ret;
+    return ret == -EINVAL ? -ENOSYS : ret; /* before 5.5, which came with CQSIZE */
 }
 
 static int uring_init(AioContext *ctx, unsigned entries)
@@ -159,13 +159,17 @@ static void uring_attach(AioContext *ctx)
 /* ---- Submitting and reaping ------------------------------------------------------------------ */
 
 /* Makes queued entries visible to the kernel; returns how many it has not taken yet, short submits
- * included.  The array is the identity where the ring has one, whoever filled it. */
+ * included.  The array is the identity; a ring that liburing 2.6 or later has set up may have none,
+ * without being asked. */
 static unsigned flush_sq(struct io_uring_sq *sq)
 {
     if (sq->sqe_head != sq->sqe_tail) {
-        for (; sq->sqe_head != sq->sqe_tail; sq->sqe_head++) {
-            sq->array[sq->sqe_head & *sq->kring_mask] = sq->sqe_head & *sq->kring_mask;
+        if (sq->array) {
+            for (; sq->sqe_head != sq->sqe_tail; sq->sqe_head++) {
+                sq->array[sq->sqe_head & *sq->kring_mask] = sq->sqe_head & *sq->kring_mask;
+            }
         }
+        sq->sqe_head = sq->sqe_tail;
         io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
     }
     return sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);

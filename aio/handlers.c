@@ -267,9 +267,9 @@ static bool tell(AioContext *ctx)
     while ((req = ctx->fd_told)) {
         ctx->fd_told = req->next;
         told = true;
-        callback_depth.any++;
+        this_thread.callbacks++;
         req->done(req->done_opaque);
-        callback_depth.any--;
+        this_thread.callbacks--;
         free(req);
     }
     return told;

@@ -134,7 +134,7 @@ int iothread_join(IOThread *iothread)
     if (iothread->joined) {
         return 0;
     }
-    if (callback_depth.any) {
+    if (this_thread.callbacks) {
         return -EDEADLK;
     }
     pthread_join(iothread->thread, NULL);

@@ -112,12 +112,13 @@ static void cpu_pause(void)
  * An idle bottom half that another thread schedules meanwhile notifies nobody, as we do not sleep:
  * return in time for it, and let the next iteration poll on.
  */
-static void poll_until(AioContext *ctx, int64_t deadline)
+static void poll_until(AioContext *ctx, const struct wait_plan *plan)
 {
-    int64_t begin = clock_monotonic_ns(), now = begin, end = min_ns(deadline, begin + IDLE_BH_NS);
+    int64_t begin = clock_monotonic_ns(), now = begin,
+            end = min_ns(plan->poll_until, begin + IDLE_BH_NS);
 
-    if (now >= end) {
-        return; /* the sleep has taken too long */
+    if (now >= end || now < plan->sleep_until) {
+        return; /* the sleep has taken too long, or something cut it short */
     }
     while (now < end && !ctx->done && !wake_is_notified(ctx)) {
         ctx->mon->wait(ctx, WAIT_NOT);
@@ -147,6 +148,6 @@ void wait_for_events(AioContext *ctx, int64_t limit)
         count_wakeup(ctx, ret, notified);
     }
     if (plan.poll_until != WAIT_NOT && !notified && !ctx->done && ret == 0) {
-        poll_until(ctx, plan.poll_until);
+        poll_until(ctx, &plan);
     }
 }

@@ -204,7 +204,7 @@ void blk_unref(BlockBackend *blk)
     if (blk->sync_thread) {
         iothread_destroy(blk->sync_thread);
     }
-    if (callback_depth.any == 0) {
+    if (this_thread.callbacks == 0) {
         rcu_check_may_wait("blk_unref");
         blk_wait_idle(blk);
     }

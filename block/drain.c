@@ -226,7 +226,7 @@ static int drain(BlockBackend *blk)
     for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
         Wait w = { .q = q, .own = own_context(q) != NULL };
 
-        if (!w.own && callback_depth.any > 0) {
+        if (!w.own && this_thread.callbacks > 0) {
             ret = passed(&w) ? ret : -EDEADLK;
         } else {
             wait_for(blk, &w);

@@ -64,11 +64,11 @@ static void closing_context(AioCloseHook *hook, AioContext *ctx)
     BlkQueue *q = container_of(hook, BlkQueue, hook);
 
     blk_req_cancel_all(q);
-    callback_depth.any++;
+    this_thread.callbacks++;
     while (q->fin_head) { /* they come to an end: the queue takes no more on */
         blk_finished_bh(q);
     }
-    callback_depth.any--;
+    this_thread.callbacks--;
     take_down(q);
 }
 

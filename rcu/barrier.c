@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "rcu/barrier_int.h"
 
+#include "rcu/atomic_int.h"
 #include "rcu/util_int.h"
 
 #include <errno.h>
@@ -11,7 +12,7 @@
 #include <unistd.h>
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool available; /* written once */
+static bool available; /* atomic */
 
 static long membarrier(int command)
 {
@@ -20,19 +21,24 @@ static long membarrier(int command)
 
 static void find_out(void)
 {
-    available = membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0 &&
-                membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0;
+    st_relaxed(&available, membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0 &&
+                               membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0);
 }
 
 bool barrier_available(void)
 {
     pthread_once(&once, find_out);
-    return available;
+    return ld_relaxed(&available);
 }
 
 void barrier_all_threads(void)
 {
-    if (unlikely(membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0)) {
+    if (likely(membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0)) {
+        return;
+    }
+    /* A process that was restored from a checkpoint may have to register again. */
+    find_out();
+    if (!ld_relaxed(&available)) {
         die_misuse("membarrier",
                    "%s: the system call must stay allowed in a process that uses this library",
                    strerror(errno));

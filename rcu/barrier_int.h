@@ -15,7 +15,8 @@ bool barrier_available(void);
 /*
  * When it returns, every other thread has passed through a full barrier since the call.  Some
  * microseconds, and an interrupt for each processor that runs a thread of the process.  Aborts when
- * the system call has come to be forbidden since barrier_available() said that it was there.
+ * the system call fails though barrier_available() has said that it was there: when it has come to
+ * be forbidden.
  * Thread: any.
  */
 void barrier_all_threads(void);

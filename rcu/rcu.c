@@ -84,6 +84,7 @@ static void after_fork_in_child(void)
     }
     /* The worker and the other readers are gone; the next use must take the slow path and abort. */
     rcu_forked = true;
+    this_thread.hint = NULL;
     self.registered = false;
 }
 
@@ -189,7 +190,7 @@ static void run_deferred(struct rcu_head *urcu)
 /* Bounds the memory that waits to be freed where the caller may be held up. */
 static void wait_for_backlog(void)
 {
-    if (self.never_block || self.in_deferred || callback_depth.any || aio_rcu_read_ongoing()) {
+    if (self.never_block || self.in_deferred || this_thread.callbacks || aio_rcu_read_ongoing()) {
         return;
     }
     while (ld_relaxed(&backlog) > BACKLOG_MAX) {

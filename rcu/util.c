@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-__thread struct callback_depth callback_depth __attribute__((tls_model("initial-exec")));
+__thread struct this_thread this_thread __attribute__((tls_model("initial-exec")));
 
 void die_misuse(const char *call, const char *fmt, ...)
 {

@@ -3,6 +3,7 @@
 #ifndef RCU_UTIL_INT_H
 #define RCU_UTIL_INT_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,14 +25,33 @@ void die_misuse(const char *call, const char *fmt, ...)
                             0)))
 
 /*
- * How deep the calling thread is in callbacks of the library.  Calls that wait look here, since a
- * loop that waits for another loop could wait for itself.
+ * What the library keeps of a thread, in one place that is found without a call.
+ *
+ * The depths say how deep the thread is in callbacks of the library.  Calls that wait look there,
+ * since a loop that waits for another loop could wait for itself.
  */
-struct callback_depth {
-    unsigned any;   /* of a home thread: timers, bottom halves, fds, completions */
-    unsigned timer; /* timers alone */
+struct this_thread {
+    unsigned callbacks;       /* of a home thread: timers, bottom halves, fds, completions */
+    unsigned timer_callbacks; /* timers alone */
+    void *hint;               /* of timers/timer.c; NULL in a forked child */
 };
-extern __thread struct callback_depth callback_depth
-    __attribute__((tls_model("initial-exec"))); /* no call to find it */
+extern __thread struct this_thread this_thread __attribute__((tls_model("initial-exec")));
+
+/*
+ * Keeps a thread from being cancelled where it waits with a lock held, or as somebody whom others
+ * go on to look at.
+ */
+static inline int cancel_off(void)
+{
+    int old;
+
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old);
+    return old;
+}
+
+static inline void cancel_restore(int old)
+{
+    pthread_setcancelstate(old, NULL);
+}
 
 #endif

@@ -8,6 +8,7 @@
 #include "rcu/rcu_int.h"
 #include "rcu/util_int.h"
 #include "timers/clock_int.h"
+#include "timers/icount_int.h"
 #include "timers/virtual_int.h"
 
 #include <aioctx/rcu.h>
@@ -358,7 +359,7 @@ int il_clock_gettime(struct timespec *ret)
 
 /* ---- The rest -------------------------------------------------------------------------------- */
 
-__thread struct callback_depth callback_depth __attribute__((tls_model("initial-exec")));
+__thread struct this_thread this_thread __attribute__((tls_model("initial-exec")));
 
 _Noreturn void die_misuse(const char *call, const char *fmt, ...)
 {
@@ -373,6 +374,7 @@ _Noreturn void die_misuse(const char *call, const char *fmt, ...)
 
 static struct clock saved_clocks[QEMU_CLOCK_MAX];
 static struct virtual_clock saved_virtual;
+static struct icount_state saved_icount;
 
 void il_clock_save(void)
 {
@@ -380,6 +382,7 @@ void il_clock_save(void)
         saved_clocks[type] = *clock_of(type);
     }
     saved_virtual = virtual_clock;
+    saved_icount = icount_state;
 }
 
 void il_clock_restore(void)
@@ -388,6 +391,7 @@ void il_clock_restore(void)
         *clock_of(type) = saved_clocks[type];
     }
     virtual_clock = saved_virtual;
+    icount_state = saved_icount;
 }
 
 void host_watch_start(void)
@@ -403,12 +407,12 @@ uintptr_t il_thread_number(int thread)
 
 void il_model_thread_new(int thread)
 {
-    thread_numbers[thread] = (uintptr_t)&callback_depth;
+    thread_numbers[thread] = (uintptr_t)&this_thread;
 }
 
 void il_model_thread_begin(void)
 {
-    callback_depth = (struct callback_depth){ 0 };
+    this_thread = (struct this_thread){ 0 };
 }
 
 void il_model_reset(int n)

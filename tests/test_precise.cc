@@ -18,6 +18,10 @@ static int64_t Now()
     return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
 }
 
+static void Nothing(void *opaque)
+{
+}
+
 /*
  * Another thread and this one pass a number to and fro, each time with a notify, for half a
  * second at most: where the two share a processor each round may cost a time slice.  @prepare is
@@ -100,6 +104,34 @@ TEST_P(Precise, IsOffAtFirst)
     }
     EXPECT_EQ(ctx.Stats().precise_polls, 0u);
     timer_free(ts);
+}
+
+/* A change of an fd's events is a request to io_uring, whose end ends the wait early. */
+TEST_P(Precise, DoesNotPollFarBeforeTheLead)
+{
+    ScopedContext ctx(GetParam());
+    bool fired = false;
+    Call call{ [&] { fired = true; } };
+    QEMUTimer *ts = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_NS, Call::Run, &call);
+    int fds[2]; /* the end to read from is neither readable nor writable */
+
+    ASSERT_EQ(pipe(fds), 0);
+    aio_context_set_precise(ctx, 10 * SCALE_US);
+    aio_set_fd_handler(ctx, fds[0], Nothing, NULL, NULL, NULL, NULL);
+    aio_poll(ctx, false);
+    timer_mod(ts, Now() + 200 * SCALE_MS);
+    for (int i = 0; !fired; i++) {
+        if (i < 4) {
+            aio_set_fd_handler(ctx, fds[0], i % 2 ? Nothing : NULL, i % 2 ? NULL : Nothing, NULL,
+                               NULL, NULL);
+        }
+        aio_poll(ctx, true);
+    }
+    EXPECT_LE(ctx.Stats().precise_polls, 1u);
+    aio_set_fd_handler(ctx, fds[0], NULL, NULL, NULL, NULL, NULL);
+    timer_free(ts);
+    close(fds[0]);
+    close(fds[1]);
 }
 
 TEST_P(Precise, SleepsUntilTheLeadAndThenPolls)

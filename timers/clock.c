@@ -86,7 +86,7 @@ bool clock_read_replaced(QEMUClockType type, int64_t *ret_ns)
     if (source) {
         int64_t ns = source->get(source->opaque);
 
-        *ret_ns = ns < 0 ? 0 : ns;
+        *ret_ns = ns < 0 ? 0 : ns < NO_DEADLINE ? ns : NO_DEADLINE - 1;
     }
     aio_rcu_read_unlock();
     return source;
@@ -311,6 +311,7 @@ static QEMUTimerList *find_busy_list(struct clock *clock)
 
 static void wait_for_passes(struct clock *clock)
 {
+    int cancel = cancel_off();
     QEMUTimerList *tl;
 
     pthread_mutex_lock(&clock->disable_lock);
@@ -330,6 +331,7 @@ static void wait_for_passes(struct clock *clock)
         timerlist_put(tl);
     }
     pthread_mutex_unlock(&clock->disable_lock);
+    cancel_restore(cancel);
 }
 
 int qemu_clock_enable(QEMUClockType type, bool enabled)
@@ -345,10 +347,10 @@ int qemu_clock_enable(QEMUClockType type, bool enabled)
     }
     rcu_check_may_wait("qemu_clock_enable");
     st_seq(&clock->enabled, false);
-    if (callback_depth.timer || (callback_depth.any && clock_any_pass(type, &ended))) {
+    if (this_thread.timer_callbacks || (this_thread.callbacks && clock_any_pass(type, &ended))) {
         return -EDEADLK;
     }
-    if (!callback_depth.any) {
+    if (!this_thread.callbacks) {
         wait_for_passes(clock);
     }
     return 0;

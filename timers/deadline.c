@@ -29,6 +29,10 @@ static int64_t list_deadline(QEMUTimerList *tl)
     if (tl->type == QEMU_CLOCK_REALTIME && !ld_seq(&clock_of(tl->type)->source)) {
         return clock_runs(tl->type) ? head_of(tl) : NO_DEADLINE;
     }
+    if (head_of(tl) == NO_DEADLINE) {
+        return NO_DEADLINE;
+    }
+    now = clock_monotonic_ns(); /* first: what lies between the two looks is not slept for */
     ns = timerlist_deadline_ns(tl);
     if (ns <= 0) {
         return ns < 0 ? NO_DEADLINE : 0;
@@ -36,7 +40,6 @@ static int64_t list_deadline(QEMUTimerList *tl)
     if (!qemu_clock_use_for_deadline(tl->type)) {
         return NO_DEADLINE; /* not to be slept for; what is due counts: icount.c */
     }
-    now = clock_monotonic_ns();
     return ns < NO_DEADLINE - now ? now + ns : NO_DEADLINE;
 }
 

@@ -30,8 +30,11 @@ static void wait_until_out(const struct list_lock *l)
     const struct timespec nap = { .tv_nsec = 50000 };
 
     for (unsigned round = 0; ld_acquire(&l->in); round++) {
-        if (round >= 200) {
-            clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL); /* it may have a lower priority */
+        if (round >= 200) { /* it may have a lower priority */
+            int cancel = cancel_off();
+
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+            cancel_restore(cancel);
         } else if (round >= 100) {
             sched_yield();
         }
@@ -78,6 +81,7 @@ void list_lock_slow(struct list_lock *l)
 
 void list_lock_to_wait(struct list_lock *l)
 {
+    list_unlock(l);
     pthread_mutex_lock(&l->mutex);
     l->streak = 0;
     take_bias(l);
@@ -85,7 +89,10 @@ void list_lock_to_wait(struct list_lock *l)
 
 void list_lock_cond_wait(struct list_lock *l, pthread_cond_t *cond)
 {
+    int cancel = cancel_off();
+
     pthread_cond_wait(cond, &l->mutex);
+    cancel_restore(cancel);
     l->streak = 0;
     take_bias(l); /* the owner may have had it again */
 }

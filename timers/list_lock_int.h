@@ -56,7 +56,7 @@ enum { BIAS_AFTER = 4096, BIAS_AFTER_MAX = 1 << 22 };
 /* A number that no other living thread has. */
 static inline uintptr_t thread_number(void)
 {
-    return (uintptr_t)&callback_depth;
+    return (uintptr_t)&this_thread;
 }
 
 void list_lock_init(struct list_lock *l);
@@ -75,10 +75,11 @@ static inline void list_lock_claim(struct list_lock *l)
 
 void list_lock_slow(struct list_lock *l);
 
-/* The lock, with the mutex in hand whoever the caller is, for list_lock_cond_wait(). */
+/* For whoever has the lock: drops it and takes it again with the mutex, also where the caller is
+ * the owner, for list_lock_cond_wait(). */
 void list_lock_to_wait(struct list_lock *l);
 
-/* pthread_cond_wait() below list_lock_to_wait(). */
+/* pthread_cond_wait(), after list_lock_to_wait(). */
 void list_lock_cond_wait(struct list_lock *l, pthread_cond_t *cond);
 
 static inline bool list_lock_is_owner(const struct list_lock *l)
@@ -86,23 +87,36 @@ static inline bool list_lock_is_owner(const struct list_lock *l)
     return ld_relaxed(&l->owner) == thread_number();
 }
 
-static inline void list_lock(struct list_lock *l)
+/* Takes the lock if that takes no mutex. */
+static ALWAYS_INLINE bool list_lock_by_bias(struct list_lock *l)
 {
     if (likely(list_lock_is_owner(l))) {
         st_relaxed(&l->in, true);
         barrier_compiler(); /* pairs with barrier_all_threads() in take_bias() */
         if (likely(ld_acquire(&l->biased))) {
-            return;
+            return true;
         }
         st_release(&l->in, false);
     }
-    list_lock_slow(l);
+    return false;
+}
+
+static ALWAYS_INLINE void list_unlock_by_bias(struct list_lock *l)
+{
+    st_release(&l->in, false); /* pairs with the load in take_bias() */
+}
+
+static inline void list_lock(struct list_lock *l)
+{
+    if (!list_lock_by_bias(l)) {
+        list_lock_slow(l);
+    }
 }
 
 static inline void list_unlock(struct list_lock *l)
 {
     if (likely(list_lock_is_owner(l) && ld_relaxed(&l->in))) {
-        st_release(&l->in, false); /* pairs with the load in take_bias() */
+        list_unlock_by_bias(l);
     } else {
         pthread_mutex_unlock(&l->mutex);
     }

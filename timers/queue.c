@@ -60,12 +60,19 @@ static size_t bytes_of(uint32_t room)
     return (size_t)room / HEAP_WIDTH * sizeof(struct heap_group);
 }
 
+static void empty_group(struct heap_group *g)
+{
+    for (unsigned i = 0; i < HEAP_WIDTH; i++) {
+        g->key[i] = NO_DEADLINE;
+    }
+}
+
 bool timer_queue_reserve(struct timer_queue *q, uint32_t timers)
 {
     uint32_t room = q->room ? q->room : ROOM_LEAST;
 
     while (room - HEAP_ROOT < timers) {
-        if (room > PLACE_LIST / 2) {
+        if (room > UINT32_MAX / HEAP_WIDTH / 2) { /* more would overflow heap_below() */
             return false;
         }
         room *= 2;
@@ -85,6 +92,10 @@ bool timer_queue_reserve(struct timer_queue *q, uint32_t timers)
             grow(&q->heap, bytes_of(room), bytes_of(q->room));
         }
         return false;
+    }
+    if (!q->room) {
+        empty_group(&q->heap.group[0]);
+        empty_group(&q->soft.group[0]);
     }
     st_relaxed(&q->room, room);
     return true;
@@ -118,11 +129,6 @@ static ALWAYS_INLINE QEMUTimer **timer_at(const struct timer_heap *h, uint32_t i
     return &h->group[i / HEAP_WIDTH].ts[i % HEAP_WIDTH];
 }
 
-static ALWAYS_INLINE uint32_t parent_of(uint32_t i)
-{
-    return i / HEAP_WIDTH + HEAP_ROOT - 1;
-}
-
 static ALWAYS_INLINE void put(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
                               bool soft)
 {
@@ -140,28 +146,7 @@ static ALWAYS_INLINE bool is_before(const struct timer_heap *h, int64_t key, con
     return key < other || (unlikely(key == other) && ts->seq < (*timer_at(h, i))->seq);
 }
 
-struct rival {
-    int64_t key;
-    unsigned i;
-};
-
-/* *@ties counts the matches that nobody has won, those of empty places aside. */
-static ALWAYS_INLINE struct rival match(struct rival a, struct rival b, unsigned *ties)
-{
-    *ties += (a.key == b.key) & (a.key != NO_DEADLINE);
-    return (struct rival){ b.key < a.key ? b.key : a.key, b.key < a.key ? b.i : a.i };
-}
-
-static ALWAYS_INLINE struct rival match_four(const int64_t *key, unsigned i, unsigned *ties)
-{
-    struct rival r[4];
-
-    for (unsigned j = 0; j < 4; j++) {
-        r[j] = (struct rival){ key[i + j], i + j };
-    }
-    return match(match(r[0], r[1], ties), match(r[2], r[3], ties), ties);
-}
-
+/* The first of a group that may have empty places, or equal keys. */
 static __attribute__((noinline)) unsigned first_by_seq(const struct heap_group *g)
 {
     unsigned best = 0;
@@ -175,35 +160,54 @@ static __attribute__((noinline)) unsigned first_by_seq(const struct heap_group *
     return best;
 }
 
-/* The first of a group: a tournament without branches, which would be guessed wrong. */
-static ALWAYS_INLINE unsigned first_of_group(const struct heap_group *g)
+struct rival {
+    int64_t key;
+    uint64_t i;
+};
+
+/* Without a branch, which would be guessed wrong: the compiler must not know that @later is 0 or 1.
+ */
+static ALWAYS_INLINE struct rival match(struct rival a, struct rival b, unsigned *ties)
+{
+    uint64_t later = b.key < a.key;
+
+    *ties |= a.key == b.key;
+    __asm__("" : "+r"(later));
+    return (struct rival){ b.key < a.key ? b.key : a.key, a.i + ((b.i - a.i) & -later) };
+}
+
+static ALWAYS_INLINE struct rival match_two(const int64_t *key, unsigned i, unsigned *ties)
+{
+    uint64_t later = key[i + 1] < key[i];
+
+    *ties |= key[i] == key[i + 1];
+    __asm__("" : "+r"(later));
+    return (struct rival){ key[i + 1] < key[i] ? key[i + 1] : key[i], i + later };
+}
+
+/* The first of a group, by a tournament. */
+static ALWAYS_INLINE struct rival first_of_group(const struct heap_group *g)
 {
     unsigned ties = 0;
-    struct rival best = match(match_four(g->key, 0, &ties), match_four(g->key, 4, &ties), &ties);
+    struct rival a = match_two(g->key, 0, &ties), b = match_two(g->key, 2, &ties),
+                 c = match_two(g->key, 4, &ties), d = match_two(g->key, 6, &ties);
+    struct rival best = match(match(a, b, &ties), match(c, d, &ties), &ties);
 
-    return likely(!ties) ? best.i : first_by_seq(g);
-}
-
-/* The first child of @i; 0: it has none. */
-static ALWAYS_INLINE uint32_t first_child(const struct timer_heap *h, uint32_t i)
-{
-    uint32_t g = i - (HEAP_ROOT - 1), c = g * HEAP_WIDTH;
-
-    return likely(c < h->end) ? c + first_of_group(&h->group[g]) : 0;
-}
-
-static ALWAYS_INLINE void shift(struct timer_heap *h, uint32_t to, uint32_t from, bool soft)
-{
-    put(h, to, *key_at(h, from), *timer_at(h, from), soft);
+    if (unlikely(ties)) {
+        best.i = first_by_seq(g);
+    }
+    return best;
 }
 
 /* Fills the hole at @i with @ts, or pulls down what is above it until @ts fits. */
 static ALWAYS_INLINE void sift_up(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
                                   bool soft)
 {
-    while (i > HEAP_ROOT && is_before(h, key, ts, parent_of(i))) {
-        shift(h, i, parent_of(i), soft);
-        i = parent_of(i);
+    while (i > HEAP_ROOT && is_before(h, key, ts, heap_parent(i))) {
+        uint32_t up = heap_parent(i);
+
+        put(h, i, *key_at(h, up), *timer_at(h, up), soft);
+        i = up;
     }
     put(h, i, key, ts, soft);
 }
@@ -212,8 +216,16 @@ static ALWAYS_INLINE void sift_up(struct timer_heap *h, uint32_t i, int64_t key,
 static ALWAYS_INLINE void sift_down(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
                                     bool soft)
 {
-    for (uint32_t c; (c = first_child(h, i)) != 0 && !is_before(h, key, ts, c); i = c) {
-        shift(h, i, c, soft);
+    while (heap_below(i) * HEAP_WIDTH < h->end) {
+        const struct heap_group *g = &h->group[heap_below(i)];
+        struct rival first = first_of_group(g);
+        uint32_t child = heap_below(i) * HEAP_WIDTH + first.i;
+
+        if (is_before(h, key, ts, child)) {
+            break;
+        }
+        put(h, i, first.key, g->ts[first.i], soft);
+        i = child;
     }
     put(h, i, key, ts, soft);
 }
@@ -222,8 +234,21 @@ static ALWAYS_INLINE void sift_down(struct timer_heap *h, uint32_t i, int64_t ke
 static ALWAYS_INLINE void sift_to_bottom(struct timer_heap *h, uint32_t i, int64_t key,
                                          QEMUTimer *ts, bool soft)
 {
-    for (uint32_t c; (c = first_child(h, i)) != 0; i = c) {
-        shift(h, i, c, soft);
+    struct heap_group *groups = h->group, *to = &groups[i / HEAP_WIDTH];
+    uint32_t end = h->end, below;
+    uint64_t hole = i % HEAP_WIDTH;
+
+    while ((below = heap_below(i)) * HEAP_WIDTH < end) {
+        struct heap_group *from = &groups[below];
+        struct rival first = first_of_group(from);
+        QEMUTimer *up = from->ts[first.i];
+
+        to->key[hole] = first.key;
+        to->ts[hole] = up;
+        *index_of(up, soft) = i;
+        i = below * HEAP_WIDTH + first.i;
+        to = from;
+        hole = first.i;
     }
     sift_up(h, i, key, ts, soft);
 }
@@ -231,7 +256,7 @@ static ALWAYS_INLINE void sift_to_bottom(struct timer_heap *h, uint32_t i, int64
 static ALWAYS_INLINE void sift(struct timer_heap *h, uint32_t i, int64_t key, QEMUTimer *ts,
                                bool soft)
 {
-    if (i > HEAP_ROOT && is_before(h, key, ts, parent_of(i))) {
+    if (i > HEAP_ROOT && is_before(h, key, ts, heap_parent(i))) {
         sift_up(h, i, key, ts, soft);
     } else {
         sift_down(h, i, key, ts, soft);
@@ -242,10 +267,8 @@ static ALWAYS_INLINE void heap_insert(struct timer_heap *h, QEMUTimer *ts, bool 
 {
     uint32_t i = h->end++;
 
-    if (i % HEAP_WIDTH == 0) { /* a new group: its other places are empty */
-        for (unsigned j = 0; j < HEAP_WIDTH; j++) {
-            h->group[i / HEAP_WIDTH].key[j] = NO_DEADLINE;
-        }
+    if (i % HEAP_WIDTH == 0) {
+        empty_group(&h->group[i / HEAP_WIDTH]);
     }
     sift_up(h, i, key_of(ts, soft), ts, soft);
 }
@@ -327,9 +350,9 @@ static void empty_stale_lane(struct timer_queue *q, uint64_t seq)
     }
 }
 
-static ALWAYS_INLINE void note_stray(struct timer_queue *q, int64_t key, uint64_t seq)
+static ALWAYS_INLINE void end_insert(struct timer_queue *q, int64_t key, uint64_t seq)
 {
-    q->stray[timer_queue_stray(key, 0)] = key;
+    timer_queue_note_stray(q, key);
     if (unlikely(q->first[0] && q->first[1] && q->first[2])) {
         empty_stale_lane(q, seq);
     }
@@ -348,7 +371,7 @@ void timer_queue_insert_in_heap(struct timer_queue *q, QEMUTimer *ts)
         note_root(q);
         soft_insert(q, ts);
     } else {
-        note_stray(q, ts->expire_time, ts->seq);
+        end_insert(q, ts->expire_time, ts->seq);
     }
 }
 
@@ -364,7 +387,7 @@ void timer_queue_remove_from_heap(struct timer_queue *q, QEMUTimer *ts)
 void timer_queue_move_in_heap(struct timer_queue *q, QEMUTimer *ts, int64_t key)
 {
     sift(&q->heap, ts->place, key, ts, false);
-    note_stray(q, key, ts->seq);
+    end_insert(q, key, ts->seq);
 }
 
 static QEMUTimer *first_of(const struct timer_queue *q, int part)
@@ -414,7 +437,7 @@ static unsigned long verify_heap(const struct timer_heap *h, bool soft)
         QEMUTimer *ts = *timer_at(h, i);
 
         must(*index_of(ts, soft) == i && *key_at(h, i) == key_of(ts, soft));
-        must(i == HEAP_ROOT || !is_before(h, *key_at(h, i), ts, parent_of(i)));
+        must(i == HEAP_ROOT || !is_before(h, *key_at(h, i), ts, heap_parent(i)));
         must(!soft || (timer_has_range(ts) && ts->place < PLACE_LIST));
     }
     for (uint32_t i = h->end; i % HEAP_WIDTH && i > HEAP_WIDTH; i++) {

@@ -60,8 +60,8 @@ struct heap_group {
     QEMUTimer *ts[HEAP_WIDTH];
 } __attribute__((aligned(64)));
 
-/* Entry i is number i % 8 of group i / 8.  The root is the last one of group 0, whose others are
- * not used; the children of entry i fill group i - 6. */
+/* Entry i is number i % 8 of group i / 8.  The root is the last one of group 0, whose others hold
+ * no timer, but NO_DEADLINE; the children of entry i fill group i - 6. */
 enum { HEAP_ROOT = HEAP_WIDTH - 1 };
 
 struct timer_heap {
@@ -158,9 +158,8 @@ static inline unsigned timer_queue_stray(int64_t key, unsigned back)
 /* An empty lane; TQ_LANES: there is none. */
 unsigned timer_queue_empty_lane(const struct timer_queue *q);
 
-/* The lane whose last deadline is closest before @key, and near it; else, close behind a stray, an
- * empty one; TQ_LANES: none. */
-static inline unsigned timer_queue_pick_lane(const struct timer_queue *q, int64_t key)
+/* The lane whose last deadline is closest before @key, and near it; TQ_LANES: none. */
+static ALWAYS_INLINE unsigned timer_queue_near_lane(const struct timer_queue *q, int64_t key)
 {
     uint64_t least = TQ_NEAR_NS;
     unsigned lane = TQ_LANES;
@@ -172,15 +171,59 @@ static inline unsigned timer_queue_pick_lane(const struct timer_queue *q, int64_
         lane = behind < least ? i : lane;
         least = behind < least ? behind : least;
     }
-    if (lane == TQ_LANES) {
-        uint64_t a = (uint64_t)key - (uint64_t)q->stray[timer_queue_stray(key, 0)];
-        uint64_t b = (uint64_t)key - (uint64_t)q->stray[timer_queue_stray(key, 1)];
-
-        if (unlikely((a < b ? a : b) < TQ_NEAR_NS)) {
-            lane = timer_queue_empty_lane(q);
-        }
-    }
     return lane;
+}
+
+/* Whether @key is close behind a stray. */
+static ALWAYS_INLINE bool timer_queue_near_stray(const struct timer_queue *q, int64_t key)
+{
+    uint64_t a = (uint64_t)key - (uint64_t)q->stray[timer_queue_stray(key, 0)];
+    uint64_t b = (uint64_t)key - (uint64_t)q->stray[timer_queue_stray(key, 1)];
+
+    return (a < b ? a : b) < TQ_NEAR_NS;
+}
+
+/* The lane that takes @key: a near one, or behind a stray an empty one; TQ_LANES: none. */
+static inline unsigned timer_queue_pick_lane(const struct timer_queue *q, int64_t key)
+{
+    unsigned lane = timer_queue_near_lane(q, key);
+
+    return lane == TQ_LANES && unlikely(timer_queue_near_stray(q, key)) ? timer_queue_empty_lane(q)
+                                                                        : lane;
+}
+
+/* The place of a heap's entry @i's parent; of the root's, one before it, where a key stands that is
+ * not sooner than any. */
+static ALWAYS_INLINE uint32_t heap_parent(uint32_t i)
+{
+    return i / HEAP_WIDTH + HEAP_ROOT - 1;
+}
+
+/* The number of the group that holds its children. */
+static ALWAYS_INLINE uint32_t heap_below(uint32_t i)
+{
+    return i - (HEAP_ROOT - 1);
+}
+
+/* For a timer in the heap, without a range: gives it deadline @key if it may stay where it is and
+ * that is seen at once, as most often; else changes nothing and returns false. */
+static ALWAYS_INLINE bool timer_queue_stays(struct timer_queue *q, const QEMUTimer *ts, int64_t key)
+{
+    struct heap_group *group = q->heap.group;
+    uint32_t i = ts->place, up = heap_parent(i);
+
+    if (unlikely(heap_below(i) * HEAP_WIDTH < q->heap.end) ||
+        unlikely(group[up / HEAP_WIDTH].key[up % HEAP_WIDTH] >= key)) {
+        return false;
+    }
+    group[i / HEAP_WIDTH].key[i % HEAP_WIDTH] = key;
+    return true;
+}
+
+/* @key found no lane. */
+static ALWAYS_INLINE void timer_queue_note_stray(struct timer_queue *q, int64_t key)
+{
+    q->stray[timer_queue_stray(key, 0)] = key;
 }
 
 static inline void timer_queue_append(struct timer_queue *q, unsigned lane, QEMUTimer *ts,

@@ -20,10 +20,11 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 
 static_assert(sizeof(QEMUTimer) == 80, "part of the binary interface");
-
 static int64_t to_ns(const QEMUTimer *ts, int64_t t)
 {
     int64_t ns;
@@ -38,36 +39,46 @@ static int64_t to_ns(const QEMUTimer *ts, int64_t t)
 }
 
 /*
- * The list of the timer that this thread handled last.  Most often it is the next one's too, and
- * then the processor need not wait for the timer's cache line before it can go on with the list,
- * nor with the next call: the comparison below is a guess that it takes back when it was wrong.
+ * The list of the timer that this thread handled last is most often the next one's too.  Then the
+ * processor need not wait for the timer's cache line before it can go on with the list, nor with
+ * the next call: the comparison is a guess that it takes back when it was wrong.  A child of fork()
+ * has no hint, and is found out where there is none.
  */
-static __thread QEMUTimerList *last_list __attribute__((tls_model("initial-exec")));
-
-static inline QEMUTimerList *list_of(const QEMUTimer *ts, const char *call)
+static ALWAYS_INLINE bool guess_list(const QEMUTimer *ts, QEMUTimerList **ret)
 {
-    QEMUTimerList *tl = last_list;
+    QEMUTimerList *tl = this_thread.hint;
 
-    if (unlikely(ts->timer_list != tl || !tl)) {
+    if (unlikely(!tl || ts->timer_list != tl)) {
+        return false;
+    }
+    __asm__("" : "+r"(tl)); /* or the compiler takes the timer's, as they are equal */
+    *ret = tl;
+    return true;
+}
+
+static QEMUTimerList *list_of(const QEMUTimer *ts, const char *call)
+{
+    QEMUTimerList *tl;
+
+    if (unlikely(!guess_list(ts, &tl))) {
+        rcu_check_fork(call);
         tl = ts->timer_list;
         if (!tl) {
             die_misuse(call, "the timer was not initialised, or timer_deinit() has released it");
         }
-        last_list = tl;
+        this_thread.hint = tl;
     }
-    __asm__("" : "+r"(tl)); /* or the compiler takes the timer's, as they are equal */
-    rcu_check_fork(call);
     return tl;
 }
 
-static inline void check_still_of(const QEMUTimerList *tl, const QEMUTimer *ts, const char *call)
+static void check_still_of(const QEMUTimerList *tl, const QEMUTimer *ts, const char *call)
 {
     if (unlikely(ts->timer_list != tl)) {
         die_misuse(call, "timer_deinit() ran beside this call on the same timer");
     }
 }
 
-static inline QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
+static QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
 {
     QEMUTimerList *tl = list_of(ts, call);
 
@@ -76,14 +87,44 @@ static inline QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
     return tl;
 }
 
-/* The same for a caller that may wait for a callback. */
+/* The same for a caller that may come to wait for a callback. */
 static QEMUTimerList *lock_timer_to_wait(const QEMUTimer *ts, const char *call)
 {
-    QEMUTimerList *tl = list_of(ts, call);
+    QEMUTimerList *tl = lock_timer(ts, call);
 
-    list_lock_to_wait(&tl->lock);
-    check_still_of(tl, ts, call);
+    if (tl->runs && !this_thread.callbacks) {
+        list_lock_to_wait(&tl->lock);
+        check_still_of(tl, ts, call);
+    }
     return tl;
+}
+
+/*
+ * The short way in, for the thread that runs the list while it has the lock to itself.  It takes no
+ * call, so that there is no register to be saved.  Returns NULL when there is none.
+ */
+static ALWAYS_INLINE QEMUTimerList *lock_short(const QEMUTimer *ts)
+{
+    QEMUTimerList *tl;
+
+    return guess_list(ts, &tl) && list_lock_by_bias(&tl->lock) ? tl : NULL;
+}
+
+/* What the short way does not take: state and attributes, which it reads as one. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define NOT_PLAIN (UINT32_C(0xffff0000) | TIMER_DEAD | TIMER_RANGE)
+#else
+#define NOT_PLAIN (UINT32_C(0xffff) | (uint32_t)(TIMER_DEAD | TIMER_RANGE) << 16)
+#endif
+static_assert(offsetof(QEMUTimer, attributes) == offsetof(QEMUTimer, state) + 2, "read as one");
+
+/* Whether @ts is alive, of class NORMAL, and without a range.  Under the lock. */
+static ALWAYS_INLINE bool is_plain(const QEMUTimer *ts)
+{
+    uint32_t both;
+
+    memcpy(&both, &ts->state, sizeof(both));
+    return likely(!(both & NOT_PLAIN));
 }
 
 static inline bool is_armed(const QEMUTimer *ts)
@@ -106,6 +147,7 @@ void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType typ
         die_misuse("timer_init", "attributes is %#x; there is no such attribute", attributes);
     }
     clock_of(type);
+    rcu_check_fork("timer_init");
     if (!group || group == &main_loop_tlg) {
         init_clocks(NULL);
         group = &main_loop_tlg;
@@ -176,7 +218,7 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
     }
     timerlist_cancel_locked(tl, ts);
     run = sync ? timerlist_find_run_locked(tl, ts) : NULL;
-    if (run && callback_depth.any) {
+    if (run && this_thread.callbacks) {
         ret = -EDEADLK;
     } else if (run) {
         /* The callback may arm its timer yet: that does nothing from now on. */
@@ -184,6 +226,8 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
         timerlist_wait_run_locked(tl, run, &waiter);
     }
     forget_runs_locked(tl, ts);
+    st_release(&ts->state,
+               ts->state | TIMER_DEAD); /* for who arms it beside this, which is wrong */
     timerlist_drop_room(tl, ts);
     ts->timer_list = NULL;
     list_unlock(&tl->lock);
@@ -366,7 +410,7 @@ static inline bool may_arm(const QEMUTimerList *tl, const QEMUTimer *ts)
     return likely(!(ts->state & TIMER_DEAD) && !tl->closed);
 }
 
-static ALWAYS_INLINE bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
+static bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
 {
     QEMUTimerList *tl = lock_timer(ts, "timer_mod");
 
@@ -375,6 +419,66 @@ static ALWAYS_INLINE bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
         return false;
     }
     return arm_unlock(tl, ts, soonest, latest);
+}
+
+/* Goes on where the short way ends, with the lock. */
+static __attribute__((noinline)) bool arm_plain_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
+{
+    check_still_of(tl, ts, "timer_mod");
+    if (!may_arm(tl, ts)) {
+        list_unlock(&tl->lock);
+        return false;
+    }
+    return arm_unlock(tl, ts, ns, ns);
+}
+
+static __attribute__((noinline)) bool move_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
+{
+    timer_queue_move_in_heap(&tl->cls[CLASS_NORMAL].queue, ts, ns);
+    list_unlock_by_bias(&tl->lock);
+    return true;
+}
+
+/*
+ * arm() for what is most frequent: a plain timer that goes to the end of a lane, or moves in the
+ * heap, behind the head before and after.  A closed list has no head, so nothing is behind it.
+ */
+static ALWAYS_INLINE bool arm_short(QEMUTimer *ts, int64_t ns)
+{
+    QEMUTimerList *tl = lock_short(ts);
+    struct timer_class *cls;
+    struct timer_queue *q;
+    unsigned lane;
+
+    if (unlikely(!tl)) {
+        return arm(ts, ns, ns);
+    }
+    cls = &tl->cls[CLASS_NORMAL];
+    q = &cls->queue;
+    if (unlikely(!is_plain(ts)) || unlikely(touches_head(cls, ts->expire_time, ns))) {
+        return arm_plain_unlock(tl, ts, ns);
+    }
+    lane = timer_queue_near_lane(q, ns);
+    if (lane < TQ_LANES) {
+        if (unlikely(ts->place != PLACE_NONE)) {
+            return arm_plain_unlock(tl, ts, ns);
+        }
+        ts->seq = ++tl->seq;
+        st_release(&ts->expire_time, ns);
+        timer_queue_append(q, lane, ts, ns);
+    } else {
+        if (unlikely(ts->place >= PLACE_LIST) || unlikely(timer_queue_near_stray(q, ns))) {
+            return arm_plain_unlock(tl, ts, ns);
+        }
+        ts->seq = ++tl->seq;
+        st_release(&ts->expire_time, ns);
+        if (!timer_queue_stays(q, ts, ns)) {
+            return move_unlock(tl, ts, ns);
+        }
+        timer_queue_note_stray(q, ns);
+    }
+    list_unlock_by_bias(&tl->lock);
+    return true;
 }
 
 static bool arm_earlier(QEMUTimer *ts, int64_t ns)
@@ -401,16 +505,15 @@ static int64_t clamp_ns(int64_t ns)
 
 bool timer_mod_ns(QEMUTimer *ts, int64_t expire_time)
 {
-    int64_t ns = clamp_ns(expire_time);
-
-    return arm(ts, ns, ns);
+    if (unlikely((uint64_t)expire_time >= INT64_MAX)) {
+        expire_time = clamp_ns(expire_time);
+    }
+    return arm_short(ts, expire_time);
 }
 
 bool timer_mod(QEMUTimer *ts, int64_t expire_time)
 {
-    int64_t ns = to_ns(ts, expire_time);
-
-    return arm(ts, ns, ns);
+    return arm_short(ts, to_ns(ts, expire_time));
 }
 
 bool timer_mod_range_ns(QEMUTimer *ts, int64_t soonest, int64_t latest)
@@ -466,13 +569,63 @@ uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns)
     return missed;
 }
 
-bool timer_del(QEMUTimer *ts)
+static bool del(QEMUTimer *ts)
 {
     QEMUTimerList *tl = lock_timer(ts, "timer_del");
     bool armed = timerlist_cancel_locked(tl, ts);
 
     list_unlock(&tl->lock);
     return armed;
+}
+
+/* Goes on where the short way ends, with the lock. */
+static __attribute__((noinline)) bool del_unlock(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    bool armed;
+
+    check_still_of(tl, ts, "timer_del");
+    armed = timerlist_cancel_locked(tl, ts);
+    list_unlock(&tl->lock);
+    return armed;
+}
+
+/* The class has lost a timer whose deadline was the head. */
+static __attribute__((noinline)) bool publish_unlock(QEMUTimerList *tl)
+{
+    timerlist_publish_locked(&tl->cls[CLASS_NORMAL]);
+    list_unlock_by_bias(&tl->lock);
+    return true;
+}
+
+bool timer_del(QEMUTimer *ts)
+{
+    QEMUTimerList *tl = lock_short(ts);
+    struct timer_class *cls;
+    int64_t old, head;
+
+    if (unlikely(!tl)) {
+        return del(ts);
+    }
+    if (unlikely(!is_plain(ts)) || ts->place - PLACE_LIST >= TQ_LANES) {
+        return del_unlock(tl, ts);
+    }
+    cls = &tl->cls[CLASS_NORMAL];
+    old = ts->expire_time;
+    timer_queue_remove_from_list(&cls->queue, ts);
+    ts->place = PLACE_NONE;
+    ts->soonest = old; /* for timer_forward() */
+    st_release(&ts->expire_time, -1);
+    if (old <= cls->head) {
+        if (unlikely(cls->due_first)) {
+            return publish_unlock(tl);
+        }
+        head = timer_queue_key(&cls->queue);
+        if (head > cls->head) {
+            st_release(&cls->head, head);
+        }
+    }
+    list_unlock_by_bias(&tl->lock);
+    return true;
 }
 
 int timer_del_sync(QEMUTimer *ts)
@@ -487,7 +640,7 @@ int timer_del_sync(QEMUTimer *ts)
     timerlist_get(tl); /* the callback may free the timer, and its reference with it */
     ret = timerlist_cancel_locked(tl, ts);
     run = timerlist_find_run_locked(tl, ts);
-    if (run && callback_depth.any) {
+    if (run && this_thread.callbacks) {
         ret = -EDEADLK;
     } else if (run) {
         timerlist_wait_run_locked(tl, run, &waiter); /* from here on @ts may be gone */

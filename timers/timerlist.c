@@ -150,7 +150,18 @@ static void due_remove(struct timer_class *cls, QEMUTimer *ts)
     ts->place = PLACE_NONE;
 }
 
-/* A pass appends; only timer_mod_anticipate() on a due timer comes in further ahead. */
+static inline void due_append(struct timer_class *cls, QEMUTimer *ts)
+{
+    QEMUTimer *last = cls->due_last;
+
+    ts->prev = last;
+    ts->next = NULL;
+    *(last ? &last->next : &cls->due_first) = ts;
+    cls->due_last = ts;
+    ts->place = PLACE_DUE;
+}
+
+/* For what does not come in order: ranges, and timer_mod_anticipate() on a due timer. */
 static void due_insert(struct timer_class *cls, QEMUTimer *ts)
 {
     QEMUTimer *prev = cls->due_last;
@@ -365,7 +376,7 @@ static void end_run_locked(QEMUTimerList *tl, struct timer_run *run)
     }
 }
 
-/* Runs @ts, which was taken out of its queue, with the lock dropped meanwhile. */
+/* Runs @ts, which is disarmed, with the lock dropped meanwhile. */
 static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 {
     struct timer_run run = { .ts = ts, .outer = tl->runs };
@@ -375,15 +386,11 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
     st_release(&ts->state, ts->state | TIMER_RUNNING);
     tl->runs = &run;
     list_unlock(&tl->lock);
-    callback_depth.any++;
-    callback_depth.timer++;
     cb(opaque);
-    callback_depth.timer--;
-    callback_depth.any--;
     list_lock(&tl->lock);
     end_run_locked(tl, &run);
     if (run.reap) {
-        list_unlock(&tl->lock); /* may wait for a backlog to shrink */
+        list_unlock(&tl->lock); /* it is the innermost one */
         heap_timer_reap(container_of(ts, struct heap_timer, timer));
         list_lock(&tl->lock);
     }
@@ -391,35 +398,39 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 
 /* ---- Passes ---------------------------------------------------------------------------------- */
 
-static void take_for_pass(struct timer_class *cls, QEMUTimer *ts)
+static inline void take_for_pass(struct timer_class *cls, QEMUTimer *ts)
 {
     __builtin_prefetch(&ts->cb); /* it lies in another cache line, and is called soon */
     timer_queue_remove(&cls->queue, ts);
-    due_insert(cls, ts);
 }
 
-/* The class with the soonest timer; NULL: none is due at @now. */
-static struct timer_class *soonest_class(QEMUTimerList *tl, int64_t now)
+/* The first timer of both classes that is due at @now, taken out of its queue; NULL: none is. */
+static QEMUTimer *take_due(QEMUTimerList *tl, int64_t now)
 {
     struct timer_class *a = &tl->cls[CLASS_NORMAL], *b = &tl->cls[CLASS_EXTERNAL];
     int64_t ka = timer_queue_key(&a->queue), kb = timer_queue_key(&b->queue);
+    struct timer_class *cls = ka <= kb ? a : b;
+    QEMUTimer *ts;
 
-    if (ka > now && kb > now) {
+    if ((ka <= kb ? ka : kb) > now) {
         return NULL;
     }
-    if (unlikely(ka == kb)) {
-        return timer_before(timer_queue_first(&a->queue), timer_queue_first(&b->queue)) ? a : b;
+    ts = timer_queue_first(&cls->queue);
+    if (unlikely(ka == kb) && timer_before(timer_queue_first(&b->queue), ts)) {
+        cls = b;
+        ts = timer_queue_first(&b->queue);
     }
-    return ka < kb ? a : b;
+    take_for_pass(cls, ts);
+    return ts;
 }
 
 /* Moves what is due at @now into the due lists, in order.  Returns how much of @budget is left. */
 static int collect_due_locked(QEMUTimerList *tl, int64_t now, int budget)
 {
-    struct timer_class *cls;
+    QEMUTimer *ts;
 
-    for (; budget > 0 && (cls = soonest_class(tl, now)); budget--) {
-        take_for_pass(cls, timer_queue_first(&cls->queue));
+    for (; budget > 0 && (ts = take_due(tl, now)); budget--) {
+        due_append(class_of(tl, ts), ts);
     }
     return budget;
 }
@@ -441,9 +452,24 @@ static void collect_soft_locked(QEMUTimerList *tl, int64_t now, int budget)
             break;
         }
         take_for_pass(cls, ts);
+        due_insert(cls, ts);
     }
     timerlist_publish_locked(&tl->cls[CLASS_NORMAL]);
     timerlist_publish_locked(&tl->cls[CLASS_EXTERNAL]);
+}
+
+/* Disarms the first of a due list: its callback comes next. */
+static inline void take_first_due(QEMUTimerList *tl, QEMUTimer *ts)
+{
+    struct timer_class *cls = class_of(tl, ts);
+
+    cls->due_first = ts->next;
+    *(ts->next ? &ts->next->prev : &cls->due_last) = NULL;
+    ts->place = PLACE_NONE;
+    ts->soonest = ts->expire_time;
+    drop_range(ts);
+    st_release(&ts->expire_time, -1);
+    timerlist_publish_locked(cls);
 }
 
 static QEMUTimer *first_due(QEMUTimerList *tl)
@@ -478,11 +504,15 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
         collect_soft_locked(tl, now, collect_due_locked(tl, now, TIMERLIST_BUDGET));
     }
     tl->depth++;
+    this_thread.callbacks++;
+    this_thread.timer_callbacks++;
     while ((ts = first_due(tl)) && ld_seq(&clock->enabled)) {
-        timerlist_cancel_locked(tl, ts);
+        take_first_due(tl, ts);
         run_timer_locked(tl, ts);
         ran = true;
     }
+    this_thread.timer_callbacks--;
+    this_thread.callbacks--;
     if (--tl->depth == 0) {
         put_back_due_locked(tl);
     }

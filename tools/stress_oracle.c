@@ -4,8 +4,8 @@
  *
  * The question.  Operations on a timer overlap: each takes effect at one moment (its point) between
  * the stamp drawn before the call and the one drawn after the return, but nobody saw when.  A log
- * is right when points can be chosen so that, taken in that order, every result and every firing is
- * what the rules below give.  Timers are independent of each other, so each log is checked by
+ * is right when points can be chosen so that, taken in that order, every result and every firing
+ * is what the rules below give.  Timers are independent of each other, so each log is checked by
  * itself.
  *
  * The rules.  A timer is armed for a deadline or is not, is dead or not, and its callback runs or
@@ -34,13 +34,14 @@
  *
  * The search.  Going through the log by stamps, a set is kept of all states that the timer can be
  * in, each with the operations that have been called, have not returned, but have had their point.
- * Nothing has to be decided before an operation returns (or a callback begins): then every state in
- * which that operation has had no point yet is taken on by all orders of pending points that end
- * with it.  States for which there is none are dropped; when none is left, nothing explains it.  A
- * point that is put off until some operation returns can only see a later clock, so no log that is
- * right is ever refused.  It also means that a firing is called early only when no clock reading up
- * to its callback had reached any deadline it could have had.  (Source: Wing and Gong, "Testing and
- * Verifying Concurrent Objects", 1993; Lowe, "Testing for Linearizability", 2016.)
+ * Nothing has to be decided before an operation returns (or a callback begins): then every state
+ * in which that operation has had no point yet is taken on by all orders of pending points that end
+ * with it.  States for which there is none are dropped; when none is left, nothing explains it.
+ * A point that is put off until some operation returns can only see a later clock, so no log that
+ * is right is ever refused.  It also means that a firing is called early only when no clock reading
+ * up to its callback had reached any deadline it could have had.
+ * (Source: Wing and Gong, "Testing and Verifying Concurrent Objects", 1993; Lowe, "Testing for
+ * Linearizability", 2016.)
  *
  * Its cost grows with how many operations on one timer overlap at once, not with the length of the
  * log.  Past CONFS_MAX states a timer's round is given up, counted and shown in the summary.

@@ -15,8 +15,9 @@
  *   aio_set_fd_handler,
  *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
  *   aio_timer_new, aio_timer_init        any                       no
- *   aio_context_ref, _unref, _get_stats,
+ *   aio_context_ref, _get_stats,
  *   aio_context_set_precise              any                       no
+ *   aio_context_unref                    any; see there            the last one: for operations
  *   iothread_destroy, iothread_join      any but the thread itself yes
  */
 #ifndef AIOCTX_AIO_H
@@ -54,7 +55,7 @@ typedef struct AioContextOptions {
  */
 AioContext *aio_context_new(const AioContextOptions *opts);
 
-/* Takes a reference.  Thread: any. */
+/* Takes a reference; the caller holds one.  Thread: any. */
 void aio_context_ref(AioContext *ctx);
 
 /*
@@ -62,29 +63,33 @@ void aio_context_ref(AioContext *ctx);
  * 10 s.  When the home thread lives and is another, it does the closing, when it next polls any
  * context, or exits.  A home thread that exits ends its contexts in the same way; the calling
  * thread becomes the home of one that has none.
- * Thread: any, but not below a callback of the same context.
+ * Thread: any; the last one may block, as it waits for operations in flight, and aborts below a
+ * callback of the same context.
+ * Lifetime: timers of a closed context may be deleted, freed and released, but not armed any more.
  */
 void aio_context_unref(AioContext *ctx);
 
-/* The context's list group, for timer_init_full() and timer_new_full().  Thread: any. */
+/* The context's list group, for timer_init_full() and timer_new_full(); it lives as long as the
+ * context.  Thread: any. */
 QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx);
 
-/* The name of the context's monitor: "io_uring" or "ppoll".  Thread: any. */
+/* The name of the context's monitor: "io_uring" or "ppoll", a string of the library's own.  Thread:
+ * any. */
 const char *aio_context_get_monitor(AioContext *ctx);
 
 /*
  * Precise mode: a blocking aio_poll() sleeps until @lead_ns before the soonest timer's deadline,
- * and for the rest polls, without sleeping, for the deadline and for all that would end a sleep.  A
- * timer is then late by what the loop takes to call it, and no longer by what the processor takes
- * to wake up, as long as that is within @lead_ns; the price is up to @lead_ns of processor time for
- * each deadline (AioContextStats.precise_poll_ns adds it up).  The lead should cover a wake-up,
- * which takes some 5 us to 100 us: bench/deadline_bench measures it.
+ * and for the rest polls, without sleeping, for the deadline and for all that would end a sleep but
+ * a signal.  A timer is then late by what the loop takes to call it, and no longer by what the
+ * processor takes to wake up, as long as that is within @lead_ns; the price is up to @lead_ns of
+ * processor time for each deadline (AioContextStats.precise_poll_ns adds it up).  The lead should
+ * cover a wake-up, which takes some 5 us to 100 us: bench/deadline_bench measures it.
  * @lead_ns: 0 to INT64_MAX ns; 0: off; a negative one aborts.
  * Thread: any, signal handlers too; takes effect at once, as it notifies the context.
  */
 void aio_context_set_precise(AioContext *ctx, int64_t lead_ns);
 
-/* Whether the calling thread is the context's home.  Thread: any. */
+/* Returns whether the calling thread is the context's home.  Thread: any. */
 bool in_aio_context_home_thread(AioContext *ctx);
 
 /* The context that the calling thread polls: inside aio_poll() that one, else the one it last made
@@ -119,12 +124,16 @@ bool aio_poll(AioContext *ctx, bool blocking);
 void aio_notify(AioContext *ctx);
 
 /* The ns that a blocking aio_poll() would wait now: 0 when something is to be done, -1 without
- * limit.  Thread: home. */
+ * limit; a notify that is pending is not looked at.  Precise mode's polling counts as waiting.
+ * Thread: home, as aio_poll(). */
 int64_t aio_compute_timeout(AioContext *ctx);
 
 /* ---- Timers on a context --------------------------------------------------------------------- */
 
-/* timer_new_full() on the context's list of @type; likewise timer_init_full().  Thread: any. */
+/*
+ * timer_new_full() on the context's list of @type, and timer_init_full(); those without _with_attrs
+ * have no attributes.  Returns, lifetime and thread: as there.
+ */
 QEMUTimer *aio_timer_new(AioContext *ctx, QEMUClockType type, int scale, QEMUTimerCB *cb,
                          void *opaque);
 QEMUTimer *aio_timer_new_with_attrs(AioContext *ctx, QEMUClockType type, int scale, int attributes,
@@ -192,16 +201,19 @@ typedef struct EventNotifier {
  * Returns 0 or -errno of eventfd(2).  Thread: any. */
 int event_notifier_init(EventNotifier *e, int active);
 
-/* Closes the notifier; one that is not initialised is left alone.  Remove its handler first. */
+/* Closes the notifier; one that is not initialised is left alone.  Remove its handler first.
+ * Thread: any, while no other uses it. */
 void event_notifier_cleanup(EventNotifier *e);
 
-/* Sets the notifier.  Returns 0 or -errno.  Thread: any, signal handlers too. */
+/* Sets the notifier; one that is set stays so.  Returns 0; -EINVAL for one that is not initialised;
+ * else -errno of write(2).  Thread: any, signal handlers too; never blocks. */
 int event_notifier_set(EventNotifier *e);
 
-/* Clears the notifier and returns whether it was set.  Thread: any. */
+/* Clears the notifier.  Returns 1 when it was set, 0 when not or when it is not initialised.
+ * Thread: any; never blocks. */
 int event_notifier_test_and_clear(EventNotifier *e);
 
-/* The fd to poll for reading.  Thread: any. */
+/* The fd to poll for reading; -1 after event_notifier_cleanup().  Thread: any. */
 int event_notifier_get_fd(const EventNotifier *e);
 
 /* ---- File descriptors ------------------------------------------------------------------------ */
@@ -318,8 +330,9 @@ typedef struct IOThreadOptions {
 } IOThreadOptions;
 
 /*
- * Starts a thread that runs a context of its own.  @name (cut to 15 bytes) shows in ps and top.
- * @opts NULL: defaults.  The thread blocks all signals, and sets its timer slack to 1 ns.
+ * Starts a thread that runs a context of its own.  @name (NULL: "iothread"; copied) shows in ps and
+ * top, cut to 15 bytes.  @opts NULL: defaults.  The thread blocks all signals, and sets its timer
+ * slack to 1 ns.
  * Returns NULL with errno: that of aio_context_new() or pthread_create(3).
  * Thread: any.  Lifetime: iothread_destroy().
  */
@@ -339,14 +352,16 @@ const char *iothread_get_name(const IOThread *iothread);
  */
 void iothread_stop(IOThread *iothread);
 
-/* Waits until the thread has ended after iothread_stop().  Aborts on the thread itself.
- * Returns 0, or -EDEADLK when called below a callback on a home thread.  Thread: any other; blocks.
- * */
+/* Waits until the thread has ended after iothread_stop().  Returns 0, also when it was joined
+ * before; -EDEADLK when called below a callback on a home thread.
+ * Thread: any but the iothread itself, which aborts, one at a time; blocks; not inside an RCU read
+ * section: aborts. */
 int iothread_join(IOThread *iothread);
 
 /* iothread_stop(), iothread_join(), and frees.  NULL is ignored.
  * Returns 0; -EDEADLK when called below a callback on a home thread: the thread is told to end and
- * frees itself when it has.  Thread: any but the iothread itself, which aborts; blocks. */
+ * frees itself when it has.  Thread: any but the iothread itself, which aborts; blocks; not inside
+ * an RCU read section: aborts. */
 int iothread_destroy(IOThread *iothread);
 
 #ifdef __cplusplus

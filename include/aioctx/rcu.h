@@ -38,10 +38,10 @@ typedef void AioRcuFunc(AioRcuHead *head);
  */
 void aio_rcu_read_lock(void);
 
-/* Ends the innermost read section.  Thread: the one that began it. */
+/* Ends the innermost read section.  Thread: the one that began it; never blocks. */
 void aio_rcu_read_unlock(void);
 
-/* Returns whether the calling thread is inside a read section.  Thread: any. */
+/* Returns whether the calling thread is inside a read section.  Thread: any; never blocks. */
 bool aio_rcu_read_ongoing(void);
 
 /*

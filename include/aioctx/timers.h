@@ -6,15 +6,23 @@
  * AioContext owns one group.  A timer's callback runs on the thread that runs its list.
  *
  *                                    may run beside                            may block
- *   timer_mod*, timer_del            each other, on one timer, on any thread   no (short lock)
+ *   timer_mod*, timer_forward,
+ *   timer_del                        each other, on one timer, on any thread   no (short lock)
  *   timer_free                       all of the above                          no (see below)
  *   timer_pending, _expired,
  *   _expire_time_ns                  all of the above                          no, lock-free
  *   timer_init*, timer_deinit*       nothing on the same timer                 _sync: yes
- *   timer_del_sync                   all but init and deinit                   yes
+ *   timer_del_sync, timer_set_name   all but init and deinit                   _sync: yes
  *   timerlist_has_timers, _expired,
  *   _deadline_ns, _walk, *_deadline* everything                                no, lock-free
  *   timerlist_run_timers             everything but another run of that list   runs callbacks
+ *   *_notify, qemu_clock_set_source,
+ *   cpu_enable_ticks, _disable_ticks everything                                no (short lock)
+ *   qemu_clock_enable                everything                                disabling: yes
+ *
+ * "Short lock": the list's, held for tens of nanoseconds; for the thread that runs the list it is
+ * cheaper than for others, and the first of these to come after a while waits some microseconds
+ * (membarrier(2)).
  *
  * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, icount_configure,
  * the last timer_deinit of a list that is gone) waits when 65536 frees are pending; see
@@ -22,6 +30,9 @@
  * Otherwise the only calls that wait are those named _sync and qemu_clock_enable(type, false).
  * Called below a callback on a home thread, where two loops could come to wait for each other, they
  * do everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
+ *
+ * None of these functions is for signal handlers.  A misuse that can be seen (a clock or a scale
+ * that does not exist, a timer that was not initialised, a child of fork()) aborts with a message.
  */
 #ifndef AIOCTX_TIMERS_H
 #define AIOCTX_TIMERS_H
@@ -69,7 +80,7 @@ typedef int64_t QEMUClockSourceFunc(void *opaque);
  * Replaces the source that clock @type reads, for tests and simulators; @get NULL restores the
  * real one.  Replacing the source of REALTIME also replaces what VIRTUAL and VIRTUAL_RT count while
  * they run, from where they are.  @get is called inside an RCU read section: it must not wait, nor
- * read VIRTUAL or VIRTUAL_RT.
+ * read VIRTUAL or VIRTUAL_RT; what it returns below zero counts as zero.
  * Every list of the clock is re-evaluated.  A source whose time jumps must call
  * qemu_clock_notify() after each jump, as nothing else can tell the sleeping threads.
  * Returns 0 or -ENOMEM.  Thread: any.
@@ -100,17 +111,19 @@ int64_t qemu_clock_deadline_ns_all(QEMUClockType type, int attr_mask);
  * are counted, else true.  Thread: any. */
 bool qemu_clock_use_for_deadline(QEMUClockType type);
 
-/* Re-evaluates the deadlines of every list of @type: wakes the threads.  Thread: any. */
+/* Re-evaluates the deadlines of every list of @type: calls their notify callbacks, which wake the
+ * threads.  Thread: any; takes each list's lock, shortly. */
 void qemu_clock_notify(QEMUClockType type);
 
 /* ---- Starting and stopping VIRTUAL ----------------------------------------------------------- */
 
-/* Starts VIRTUAL where it stopped; nothing when it runs.  It is stopped, at 0, at first.
- * Thread: any; does not block. */
+/* Starts VIRTUAL, and VIRTUAL_RT, where they stopped; nothing when they run.  They are stopped, at
+ * 0, at first.  Calls the notify callbacks of their lists.  Thread: any; does not block. */
 void cpu_enable_ticks(void);
 
-/* Stops VIRTUAL; nothing when it is stopped.  Callbacks may still run: see qemu_clock_enable().
- * Thread: any; does not block, and readers of the clock are never blocked either. */
+/* Stops VIRTUAL and VIRTUAL_RT; nothing when they are stopped.  They have no deadline until they
+ * are started again.  Callbacks may still run: see qemu_clock_enable().  Calls notify callbacks as
+ * above.  Thread: any; does not block, and readers of the clocks are never blocked either. */
 void cpu_disable_ticks(void);
 
 /* The nanoseconds of real time for which VIRTUAL was started: VIRTUAL_RT, and VIRTUAL too unless
@@ -197,10 +210,11 @@ int icount_configure(const IcountOptions *opts);
 int icount_enabled(void);
 
 /*
- * Accounts for @executed instructions, 0 or more, since the last call of the same virtual CPU: adds
- * them to VIRTUAL and notifies every list that has a timer due then.  A virtual CPU calls it at the
- * end of its slice, and before anything that reads VIRTUAL or arms a timer in mid-slice.  Ends a
- * warp that still goes on.  Does nothing when instruction counting is off.
+ * Accounts for @executed instructions (0 or more, less aborts; the count saturates at INT64_MAX)
+ * since the last call of the same virtual CPU: adds them to VIRTUAL and notifies every list that
+ * has a timer due then.  A virtual CPU calls it at the end of its slice, and before anything that
+ * reads VIRTUAL or arms a timer in mid-slice.  Ends a warp that still goes on.  Does nothing when
+ * instruction counting is off.
  * Instructions accounted while VIRTUAL is stopped show when it is started.
  * Thread: any, any number of them.
  * Ordering: what the caller did before is visible to who sees the new time.
@@ -300,16 +314,22 @@ extern QEMUTimerListGroup main_loop_tlg;
 /*
  * Prepares the clocks and main_loop_tlg, whose lists call @notify_cb (may be NULL).  A program that
  * never calls it gets the same at its first timer, with no callback.  Later calls replace the
- * callback.
+ * callback.  Aborts when out of memory.
  * Thread: any, before timers of main_loop_tlg are armed on other threads.
+ * Lifetime: the lists last as long as the process.
  */
 void init_clocks(QEMUTimerListNotifyCB *notify_cb);
 
 /*
  * Initialises a timer in memory of the caller's, on the list of @type in @group (NULL:
  * main_loop_tlg).  @scale: ns per unit of timer_mod(), 1 to 10^9.  @attributes: QEMU_TIMER_ATTR_*.
- * The callback @cb(@opaque) runs on the thread that runs the list.
- * Thread: any.  Lifetime: the memory is the caller's, and the library's too until timer_deinit().
+ * The callback @cb(@opaque), not NULL, runs on the thread that runs the list.  The short forms are
+ * for main_loop_tlg, without attributes; _ns, _us and _ms name the scale.
+ * It cannot fail: room for the timer in its list is taken here, and where there is no memory for it
+ * the timer works all the same, though arming then takes longer the more timers are armed.
+ * Thread: any; takes the list's lock, shortly, when room is to be made.  The first timer on
+ * QEMU_CLOCK_HOST starts a thread of the library that sees the clock being set.
+ * Lifetime: the memory is the caller's, and the library's too until timer_deinit().
  */
 void timer_init_full(QEMUTimer *ts, QEMUTimerListGroup *group, QEMUClockType type, int scale,
                      int attributes, QEMUTimerCB *cb, void *opaque);
@@ -321,15 +341,17 @@ void timer_init_ms(QEMUTimer *ts, QEMUClockType type, QEMUTimerCB *cb, void *opa
 /*
  * Disarms an embedded timer and lets go of it: once this has returned, the library never touches
  * @ts again.  The callback may still be running with its opaque, on the list's thread.  A zeroed
- * or already released timer is left alone.
- * Thread: any, but no other call on @ts may run beside it; aborts where it sees one.
+ * or already released timer is left alone; one from timer_new() aborts.
+ * Thread: any, also its own callback; no other call on @ts may run beside it: aborts where it sees
+ * one.
  */
 void timer_deinit(QEMUTimer *ts);
 
 /*
  * The same, and waits for a running callback, so that the object around the timer may go.  If that
  * callback arms the timer meanwhile, that does nothing.
- * Returns 0, or -EDEADLK when it did not wait (see the top of this file).
+ * Returns 0, or -EDEADLK when a callback was running and it did not wait for it (see the top of
+ * this file); the timer is released then too.
  * Thread: any, but not inside an RCU read section; blocks.
  */
 int timer_deinit_sync(QEMUTimer *ts);
@@ -349,13 +371,15 @@ QEMUTimer *timer_new_ms(QEMUClockType type, QEMUTimerCB *cb, void *opaque);
 /*
  * Disarms a timer from timer_new() and marks it dead at once; the memory is freed after its running
  * callback, if any, has returned and a grace period has passed.  Until then timer_mod() on it, from
- * its own callback or inside aio_rcu_read_lock(), does nothing and returns false.  NULL is ignored.
- * Thread: any, also its own callback.  A second timer_free() of one timer aborts.
+ * its own callback or inside aio_rcu_read_lock(), does nothing and returns false.  NULL is ignored;
+ * a timer that is not from timer_new(), and one that was freed before, abort.
+ * Thread: any, also its own callback.
  */
 void timer_free(QEMUTimer *ts);
 
-/* Names a timer from timer_new() for timerlist_walk(); @name must live as long as the timer, and a
- * grace period after timer_free().  Thread: any. */
+/* Names a timer from timer_new() for timerlist_walk(); another one aborts.  Thread: any; lock-free.
+ * Lifetime: @name is not copied, and must live as long as the timer, and a grace period after
+ * timer_free(). */
 void timer_set_name(QEMUTimer *ts, const char *name);
 
 /*
@@ -363,14 +387,17 @@ void timer_set_name(QEMUTimer *ts, const char *name);
  * Below zero counts as zero; what does not fit saturates at INT64_MAX - 1 ns.  The timer fires once
  * per arming, at or after its deadline; equal deadlines fire in the order of arming.
  * Returns true when it armed, false when the timer is dead or its context is gone.
- * Thread: any.  Allocates nothing, cannot fail.
+ * Thread: any; takes the list's lock, shortly, and calls the list's notify callback when its
+ * soonest deadline moved forward.  Allocates nothing, cannot fail.
  * Ordering: what the caller wrote before is visible to the callback.
+ * Source: docs/timer-queue.md tells of the queue, and of those that were weighed.
  */
 bool timer_mod(QEMUTimer *ts, int64_t expire_time);
 bool timer_mod_ns(QEMUTimer *ts, int64_t expire_time);
 
-/* The same, but an armed timer is only ever moved to an earlier deadline.  Returns true when it
- * armed or moved.  Thread: any. */
+/* The same, but an armed timer is only ever moved to an earlier deadline (of one that has a range,
+ * earlier than its latest time; the range is gone then).  Returns true when it armed or moved,
+ * false when it was armed for as early a time, is dead or its context is gone.  Thread: any. */
 bool timer_mod_anticipate(QEMUTimer *ts, int64_t expire_time);
 bool timer_mod_anticipate_ns(QEMUTimer *ts, int64_t expire_time);
 
@@ -391,15 +418,17 @@ bool timer_mod_range_ns(QEMUTimer *ts, int64_t soonest, int64_t latest);
  * Moves a periodic timer on, without drift: arms it for its last deadline plus the least whole
  * number of periods, one or more, that lies after @now.  The last deadline is the one it is armed
  * for, else the one it fired for or was deleted at (of a range, the latest); for a timer that was
- * never armed it is @now.  @now in ns of the timer's clock; @interval_ns at least 1, less aborts.
+ * never armed it is @now.  @now: ns of the timer's clock, below zero counts as zero; @interval_ns:
+ * 1 or more, less aborts.  What does not fit saturates at INT64_MAX - 1 ns.
  * Returns how many periods were passed over; 0 also when the timer is dead or its context is gone.
  * Thread: any, also its own callback.  Allocates nothing, cannot fail.
+ * Source: after Linux's hrtimer_forward().
  */
 uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns);
 
 /*
  * Disarms @ts; the callback may already be running on another thread, and is not waited for.
- * Returns true when it was armed.  Thread: any.
+ * Returns true when it was armed.  Thread: any; takes the list's lock, shortly.
  */
 bool timer_del(QEMUTimer *ts);
 
@@ -426,16 +455,18 @@ int64_t timer_expire_time_ns(const QEMUTimer *ts);
 
 /*
  * Makes a list of clock @type; @cb(@opaque, type) is called when its soonest deadline, that of the
- * EXTERNAL timers or that of the others, moves forward.
+ * EXTERNAL timers or that of the others, moves forward.  @cb may be NULL.
  * Returns NULL with errno ENOMEM.  Thread: any.  Lifetime: free with timerlist_free().
  */
 QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque);
 
 /*
  * Disarms every timer of the list and closes it: its timers cannot be armed any more, but may be
- * deleted and freed as before.  NULL is ignored.
- * Thread: any, but no timerlist_run_timers() of that list may be running.
- * Lifetime: the notify callback's opaque must stay valid for a grace period (aio_call_rcu()).
+ * deleted and freed as before.  NULL is ignored; a list that was freed before aborts.
+ * Thread: any, but no timerlist_run_timers() of that list may be running: aborts.
+ * Lifetime: @tl must not be used any more; its memory goes a grace period after the last of its
+ * timers was freed or released.  The notify callback's opaque must stay valid for a grace period
+ * (aio_call_rcu()).
  */
 void timerlist_free(QEMUTimerList *tl);
 
@@ -449,21 +480,24 @@ bool timerlist_expired(QEMUTimerList *tl);
  * does not run.  Thread: any; lock-free. */
 int64_t timerlist_deadline_ns(QEMUTimerList *tl);
 
-/* The list's clock.  Thread: any. */
+/* The list's clock.  Thread: any; lock-free. */
 QEMUClockType timerlist_get_clock(QEMUTimerList *tl);
 
 /*
  * Runs one pass: what was armed and due when it began, in deadline order, up to a budget of
- * TIMERLIST_BUDGET timers, so that fds and bottom halves get their turn.  What a callback arms
- * waits for the next pass.  A pass below a callback first finishes what the outer one has left;
- * only when nothing is left does it begin a pass of its own.
+ * TIMERLIST_BUDGET timers, so that fds and bottom halves get their turn; as far as the budget goes,
+ * also what has reached the start of its range.  What a callback arms waits for the next pass.  A
+ * pass below a callback first finishes what the outer one has left; only when nothing is left does
+ * it begin a pass of its own.
  * Returns true when a callback ran.  Takes no lock when nothing is due.
- * Thread: the one that runs the list, always the same.
+ * Thread: the one that runs the list, always the same, also below a callback; not inside an RCU
+ * read section: aborts when something is due.  Calls back with no lock held.
  */
 bool timerlist_run_timers(QEMUTimerList *tl);
 #define TIMERLIST_BUDGET 64
 
-/* Calls the list's notify callback.  Thread: any. */
+/* Calls the list's notify callback, unless the list was freed or its context has ended.  Thread:
+ * any; takes the list's lock, shortly. */
 void timerlist_notify(QEMUTimerList *tl);
 
 /* What timerlist_walk() tells of a timer; a snapshot that may be old when it is read. */
@@ -474,22 +508,25 @@ typedef struct QEMUTimerInfo {
     int32_t attributes;
 } QEMUTimerInfo;
 
-/* Called by timerlist_walk() for each timer, inside a read section; return false to stop. */
+/* Called by timerlist_walk() for each timer, inside a read section: it must not wait.  Return false
+ * to stop. */
 typedef bool QEMUTimerWalkFunc(const QEMUTimerInfo *info, void *opaque);
 
 /*
- * Shows every timer that timer_new() made on the list, in no order, without stopping anyone.
+ * Shows every timer that timer_new() made on the list, in no order, without stopping anyone.  One
+ * that is there all along is shown once; one that is made or freed meanwhile, once or not at all.
  * Returns how many were shown.  Thread: any; lock-free.
  */
 unsigned timerlist_walk(QEMUTimerList *tl, QEMUTimerWalkFunc *func, void *opaque);
 
 /*
  * Makes a list of each clock, with the parameters of timerlist_new().
- * Returns 0 or -ENOMEM.  Thread: any.  Lifetime: release with timerlistgroup_deinit().
+ * Returns 0 or -ENOMEM; then @tlg is as it was.
+ * Thread: any.  Lifetime: release with timerlistgroup_deinit().
  */
 int timerlistgroup_init(QEMUTimerListGroup *tlg, QEMUTimerListNotifyCB *cb, void *opaque);
 
-/* timerlist_free() on each list of the group.  Thread: as there. */
+/* timerlist_free() on each list of the group, which is zeroed.  Thread and lifetime: as there. */
 void timerlistgroup_deinit(QEMUTimerListGroup *tlg);
 
 /* timerlist_run_timers() on each list.  Returns true when a callback ran.  Thread: as there. */
@@ -499,13 +536,15 @@ bool timerlistgroup_run_timers(QEMUTimerListGroup *tlg);
  * when a timer of any clock is due; -1: none.  Thread: any; lock-free. */
 int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg);
 
-/* The list of @type in main_loop_tlg, and the calls above on it.  Threads: as there. */
+/* The list of @type in main_loop_tlg, made if need be (init_clocks()), and the calls above on it.
+ * Threads: as there. */
 QEMUTimerList *qemu_clock_get_main_loop_timerlist(QEMUClockType type);
 bool qemu_clock_has_timers(QEMUClockType type);
 bool qemu_clock_expired(QEMUClockType type);
 bool qemu_clock_run_timers(QEMUClockType type);
 
-/* Runs the lists of every clock in main_loop_tlg.  Thread: the one that runs them. */
+/* Runs the lists of every clock in main_loop_tlg.  Returns true when a callback ran.  Thread: the
+ * one that runs them. */
 bool qemu_clock_run_all_timers(void);
 
 /* ---- Timeouts -------------------------------------------------------------------------------- */
@@ -522,7 +561,8 @@ int qemu_timeout_ns_to_ms(int64_t ns);
 
 /*
  * poll(2) with a timeout in ns; negative: none.
- * Returns what ppoll(2) does: the number of ready fds, 0, or -1 with errno.  Thread: any; blocks.
+ * Returns what ppoll(2) does: the number of ready fds, 0 when the time is over, or -1 with errno.
+ * Thread: any; blocks.
  */
 int qemu_poll_ns(struct pollfd *fds, unsigned nfds, int64_t timeout_ns);
 
