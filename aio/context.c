@@ -351,7 +351,7 @@ static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 
 void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    AioContext *before = home_begin_iteration(ctx);
+    struct home_before before = home_begin_iteration(ctx);
 
     ctx->depth++; /* nobody else closes it meanwhile */
     finish_work(ctx, name, limit_ns);
@@ -365,7 +365,7 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
     ctx->shut = true;
     ctx->mon->close(ctx);
     ctx->depth--;
-    home_end_iteration(ctx, before);
+    home_end_iteration(before);
 }
 
 void context_close(AioContext *ctx)
@@ -428,7 +428,7 @@ static bool dispatch_done(AioContext *ctx)
 
 bool context_iterate(AioContext *ctx, int64_t limit_ns)
 {
-    AioContext *before = home_begin_iteration(ctx);
+    struct home_before before = home_begin_iteration(ctx);
     bool progress;
 
     ctx->depth++;
@@ -442,7 +442,7 @@ bool context_iterate(AioContext *ctx, int64_t limit_ns)
         progress = true;
     }
     ctx->depth--;
-    home_end_iteration(ctx, before);
+    home_end_iteration(before);
     return progress;
 }
 

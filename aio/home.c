@@ -13,7 +13,7 @@
 #include "aio/aio_int.h"
 #include "rcu/rcu_int.h"
 
-static __thread struct home_thread self;
+static __thread struct home_thread self __attribute__((tls_model("initial-exec")));
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
 
@@ -128,26 +128,28 @@ void home_forget(AioContext *ctx)
     }
     if (*p) {
         *p = ctx->next_of_home;
+        self.forgotten++;
     }
     if (self.current == ctx) {
         self.current = NULL;
     }
 }
 
-AioContext *home_begin_iteration(AioContext *ctx)
+struct home_before home_begin_iteration(AioContext *ctx)
 {
-    AioContext *before = self.current;
+    struct home_before before = { self.current, self.forgotten };
 
     self.current = ctx;
     self.depth++;
     return before;
 }
 
-void home_end_iteration(AioContext *ctx, AioContext *before)
+void home_end_iteration(struct home_before before)
 {
     self.depth--;
-    if (before && before != ctx) {
-        self.current = is_mine(before) ? before : ctx; /* it may have been closed meanwhile */
+    /* It may have been closed meanwhile. */
+    if (before.current && (likely(before.forgotten == self.forgotten) || is_mine(before.current))) {
+        self.current = before.current;
     }
 }
 

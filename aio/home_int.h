@@ -10,6 +10,7 @@ struct home_thread {
     AioContext *current;  /* see qemu_get_current_aio_context() */
     AioContext *contexts; /* those it is home of, by next_of_home */
     unsigned depth;       /* of iterations */
+    unsigned forgotten;   /* how many contexts are no longer among them */
     bool zombies;         /* atomic: one of them is to be closed; set under that context's lock */
 };
 
@@ -19,10 +20,15 @@ void home_close_zombies(void);
 /* Forgets @ctx as one of the calling thread's, whose home it is. */
 void home_forget(AioContext *ctx);
 
-/* Around an iteration, in which @ctx is the thread's current context; begin returns the one before.
- * */
-AioContext *home_begin_iteration(AioContext *ctx);
-void home_end_iteration(AioContext *ctx, AioContext *before);
+/* What an iteration found. */
+struct home_before {
+    AioContext *current;
+    unsigned forgotten;
+};
+
+/* Around an iteration, in which @ctx is the thread's current context. */
+struct home_before home_begin_iteration(AioContext *ctx);
+void home_end_iteration(struct home_before before);
 
 /* context.c: closes a context without references; on its home thread unless that has exited. */
 void context_close(AioContext *ctx);

@@ -68,18 +68,6 @@ void bench_check_list(const char *option, const char *list, const char *const *k
     }
 }
 
-static void print_options(const struct bench_opt *opts)
-{
-    for (; opts->name; opts++) {
-        if (!opts->help) {
-            continue;
-        }
-        char left[40];
-        snprintf(left, sizeof(left), "%s %s", opts->name, opts->arg ? opts->arg : "");
-        printf("  --%-18s %s\n", left, opts->help);
-    }
-}
-
 static const struct bench_opt *find_option(const struct bench_opt *opts, const char *name,
                                            size_t len)
 {
@@ -89,6 +77,19 @@ static const struct bench_opt *find_option(const struct bench_opt *opts, const c
         }
     }
     return NULL;
+}
+
+/* But for those in @without, which may be NULL. */
+static void print_options(const struct bench_opt *opts, const struct bench_opt *without)
+{
+    for (; opts->name; opts++) {
+        if (!opts->help || (without && find_option(without, opts->name, strlen(opts->name)))) {
+            continue;
+        }
+        char left[40];
+        snprintf(left, sizeof(left), "%s %s", opts->name, opts->arg ? opts->arg : "");
+        printf("  --%-18s %s\n", left, opts->help);
+    }
 }
 
 static void parse_options(const struct bench_opt *opts, const struct bench_opt *common, int argc,
@@ -102,7 +103,7 @@ static void parse_options(const struct bench_opt *opts, const struct bench_opt *
         size_t len = strcspn(name, "=");
         const struct bench_opt *o = find_option(opts, name, len);
         o = o ? o : find_option(common, name, len);
-        if (!o) {
+        if (!o || !o->value) {
             usage_error("there is no option %.*s", (int)(len + 2), argv[i]);
         }
         if (o->arg && !name[len] && i + 1 == argc) {
@@ -132,13 +133,13 @@ void bench_init(struct bench *b, const char *name, const char *about, const stru
         { 0 },
     };
 
-    *b = (struct bench){ .name = name };
+    *b = (struct bench){ .name = name, .ours = "aioctx" };
     b->rows_end = &b->rows;
     parse_options(opts, common, argc, argv);
     if (help) {
         printf("Usage: %s [OPTION]...\n%s\n\n", name, about);
-        print_options(opts);
-        print_options(common);
+        print_options(opts, NULL);
+        print_options(common, opts);
         exit(0);
     }
     b->smoke = smoke;

@@ -26,6 +26,7 @@ enum bench_metric {
     BENCH_RAW_MAX_NS,    /* as seen, with what the machine did meanwhile */
     BENCH_EMPTY_MAX_NS,  /* of a loop that only reads the clock, for as long */
     BENCH_OVER_EMPTY_NS, /* by how much the one passes the other */
+    BENCH_TO_CLOCK,      /* CPU time, as a multiple of a clock read's beside it */
     BENCH_WAKEUPS_PER_K, /* wake-ups of the loop per 1000 operations */
     BENCH_WAKEUPS_PER_M, /* per million */
     BENCH_BYTES,
@@ -37,6 +38,8 @@ struct bench_row;
 
 struct bench {
     const char *name;  /* the program's, and "bench" in the JSON */
+    const char *ours;  /* the implementation that the others are compared with: "aioctx", unless the
+                          program sets another after bench_init() */
     unsigned threads;  /* --threads; 0: not given */
     unsigned runs;     /* --runs */
     unsigned run_ms;   /* --run-ms: about how long one run of one implementation lasts */
@@ -49,7 +52,8 @@ struct bench {
 };
 
 /* An option of one program: "--name ARG" or, where arg is NULL, "--name", which sets *value to "".
- * Help NULL: not for people, and not shown. */
+ * Help NULL: not for people, and not shown.  Value NULL: the program does not have this one of the
+ * common options. */
 struct bench_opt {
     const char *name, *arg, *help;
     const char **value;
@@ -152,8 +156,11 @@ void bench_sample_threads(struct bench *b, const char *case_name, const char *im
 
 void bench_sample(struct bench_row *row, enum bench_metric metric, double value);
 
-/* Prints the rows of one case, with ratios by @metric: to the smallest n of the same
- * implementation, and of aioctx to this implementation. */
+/*
+ * Prints the rows of one case, with ratios by @metric: to the smallest n of the same
+ * implementation, and of b->ours to this implementation.  Where there are several n the latter
+ * follow once more, a line for each implementation; they are also in the JSON, as "ratio".
+ */
 void bench_print(struct bench *b, const char *case_name, enum bench_metric metric);
 
 /* Writes the JSON lines and the closing line; returns the exit status, 1 after a failed check. */

@@ -182,6 +182,8 @@ int main(int argc, char **argv)
     static const char *const cases[] = { "exact", "default-slack", NULL };
     const char *case_list = NULL, *impl_list = NULL, *deadlines = NULL, *lead = NULL;
     const struct bench_opt opts[] = {
+        { "runs", NULL, NULL, NULL }, /* see --deadlines */
+        { "run-ms", NULL, NULL, NULL },
         { "case", "CASE,...", "of exact, default-slack (default both)", &case_list },
         { "impl", "IMPL,...", "sources to measure (default all)", &impl_list },
         { "deadlines", "N", "of each source, 1 ms each on average (default 1400)", &deadlines },

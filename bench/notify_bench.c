@@ -9,7 +9,8 @@
  *   notify-awake        one operation is one aio_notify() to a loop that is awake, in a callback;
  *                       the peers make the call that a wake-up would need
  *
- * --threads N: N pairs, or N notifying threads, at once.
+ * --threads N: N pairs, or N notifying threads, at once.  Each thread is pinned to a processor, as
+ * the cases are about which ones; but in notify-awake not where there are too few for all.
  */
 #include "bench.h"
 #include "notify_impl.h"
@@ -327,6 +328,7 @@ int main(int argc, char **argv)
     static const char *const cases[] = { "roundtrip", "roundtrip-same-cpu", "notify-awake", NULL };
     const char *case_list = NULL, *impl_list = NULL;
     const struct bench_opt opts[] = {
+        { "pin", NULL, NULL, NULL }, /* they always are, as each case says */
         { "case", "CASE,...", "of roundtrip, roundtrip-same-cpu, notify-awake (default all)",
           &case_list },
         { "impl", "IMPL,...", "of aioctx, futex, eventfd, eventfd-epoll, msg-ring (default all)",

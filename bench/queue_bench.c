@@ -483,10 +483,44 @@ static unsigned parse_sizes(const char *list, uint32_t *sizes)
     return nr;
 }
 
+struct job {
+    struct bench *b;
+    const char *case_list, *impl_list;
+    uint32_t sizes[SIZES_MAX];
+    unsigned nr_sizes;
+};
+
+static void run_cases(unsigned thread, void *opaque)
+{
+    struct job *job = opaque;
+    struct bench *b = job->b;
+
+    check_orders(b, job->impl_list);
+    for (int c = CHURN; c <= SIZE; c++) {
+        if (!bench_listed(job->case_list, case_names[c])) {
+            continue;
+        }
+        for (unsigned i = 0; i < job->nr_sizes; i++) {
+            if (c == TAIL) {
+                tail_case(b, job->sizes[i], job->impl_list);
+            } else if (c == SIZE) {
+                size_case(b, job->sizes[i], job->impl_list);
+            } else {
+                measure(b, c, job->sizes[i], job->impl_list);
+            }
+        }
+        bench_print(b, case_names[c],
+                    c == TAIL   ? BENCH_MAX_NS
+                    : c == SIZE ? BENCH_BYTES
+                                : BENCH_CPU_NS_PER_OP);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *n_list = NULL, *case_list = NULL, *impl_list = NULL;
     const struct bench_opt opts[] = {
+        { "threads", NULL, NULL, NULL }, /* there is one */
         { "n", "N,...", "armed timers, 10 to 1000000 (default 10 to 1000000 in decades)", &n_list },
         { "case", "CASE,...", "of churn, io-timeout, fire, tail, size (default all)", &case_list },
         { "impl", "IMPL,...", "of the queues that were built in (default all)", &impl_list },
@@ -495,37 +529,16 @@ int main(int argc, char **argv)
     struct bench b;
     bench_init(&b, "queue_bench", "Compares queues for timers, as bare data structures.", opts,
                argc, argv);
-    if (b.threads > 1) {
-        bench_die("queue_bench: there is one thread");
-    }
+    b.ours = queue_heap8_groups_lanes.name;
     const char *known[IMPLS + 1] = { 0 };
     for (unsigned i = 0; i < IMPLS; i++) {
         known[i] = impls[i]->name;
     }
     bench_check_list("--impl", impl_list, known);
     bench_check_list("--case", case_list, case_names);
-    uint32_t sizes[SIZES_MAX];
     const char *usual = b.smoke ? "100,1000" : "10,100,1000,10000,100000,1000000";
-    unsigned nr_sizes = parse_sizes(n_list ? n_list : usual, sizes);
-
-    check_orders(&b, impl_list);
-    for (int c = CHURN; c <= SIZE; c++) {
-        if (!bench_listed(case_list, case_names[c])) {
-            continue;
-        }
-        for (unsigned i = 0; i < nr_sizes; i++) {
-            if (c == TAIL) {
-                tail_case(&b, sizes[i], impl_list);
-            } else if (c == SIZE) {
-                size_case(&b, sizes[i], impl_list);
-            } else {
-                measure(&b, c, sizes[i], impl_list);
-            }
-        }
-        bench_print(&b, case_names[c],
-                    c == TAIL   ? BENCH_MAX_NS
-                    : c == SIZE ? BENCH_BYTES
-                                : BENCH_CPU_NS_PER_OP);
-    }
+    struct job job = { .b = &b, .case_list = case_list, .impl_list = impl_list };
+    job.nr_sizes = parse_sizes(n_list ? n_list : usual, job.sizes);
+    bench_threads(1, b.pin, run_cases, &job);
     return bench_finish(&b);
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define OURS "aioctx"
+#define RATIOS_MAX 16 /* columns of the table of ratios */
 
 struct samples {
     double *v;
@@ -20,6 +20,8 @@ struct bench_row {
     uint64_t n;
     int thread; /* -1: all of them together */
     struct samples samples[BENCH_METRICS];
+    double ratio; /* of b->ours to this one, when it was printed; 0: none */
+    enum bench_metric ratio_of;
 };
 
 static const struct {
@@ -35,6 +37,7 @@ static const struct {
     [BENCH_RAW_MAX_NS] = { "raw_max_ns", "ns" },
     [BENCH_EMPTY_MAX_NS] = { "empty_max_ns", "ns" },
     [BENCH_OVER_EMPTY_NS] = { "over_empty_ns", "ns" },
+    [BENCH_TO_CLOCK] = { "to_clock", "clock reads" },
     [BENCH_WAKEUPS_PER_K] = { "wakeups_per_k", "1/1000" },
     [BENCH_WAKEUPS_PER_M] = { "wakeups_per_m", "1/1000000" },
     [BENCH_BYTES] = { "bytes", "B" },
@@ -182,7 +185,7 @@ static bool ratio_of(const struct bench_row *a, const struct bench_row *b, enum 
 static const struct bench_row *find_ours(const struct bench *b, const struct bench_row *row)
 {
     for (const struct bench_row *r = b->rows; r; r = r->next) {
-        if (!strcmp(r->case_name, row->case_name) && !strcmp(r->impl, OURS) && r->n == row->n &&
+        if (!strcmp(r->case_name, row->case_name) && !strcmp(r->impl, b->ours) && r->n == row->n &&
             r->threads == row->threads && r->thread == row->thread) {
             return r;
         }
@@ -211,18 +214,18 @@ static void print_ratio(bool any, double ratio)
     }
 }
 
-static void print_row(const struct bench *b, const struct bench_row *row, const bool *shown,
+static void print_row(const struct bench *b, struct bench_row *row, const bool *shown,
                       enum bench_metric metric)
 {
     if (row->thread >= 0) {
-        printf("  %-8s %7s    thread %-5d", "", "", row->thread);
+        printf("  %-10s %7s    thread %-5d", "", "", row->thread);
     } else {
-        printf("  %-8llu %7u  %-14s", (unsigned long long)row->n, row->threads, row->impl);
+        printf("  %-10llu %7u  %-14s", (unsigned long long)row->n, row->threads, row->impl);
     }
     for (int m = 0; m < BENCH_METRICS; m++) {
         if (shown[m] && row->samples[m].nr) {
             double v = value_of(row, m);
-            printf(" %13.*f", v < 1000 ? 1 : 0, v);
+            printf(" %13.*f", v < 10 ? 2 : v < 1000 ? 1 : 0, v);
         } else if (shown[m]) {
             printf(" %13s", "-");
         }
@@ -235,6 +238,67 @@ static void print_row(const struct bench *b, const struct bench_row *row, const 
     any = other != row && ratio_of(other, row, metric, &ratio);
     print_ratio(any, ratio);
     putchar('\n');
+    row->ratio = any ? ratio : 0;
+    row->ratio_of = metric;
+}
+
+/* The numbers n of a case, up to @max of them; returns how many. */
+static unsigned list_sizes(const struct bench *b, const char *case_name, uint64_t *sizes,
+                           unsigned max)
+{
+    unsigned nr = 0;
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        unsigned i = 0;
+        while (i < nr && sizes[i] != r->n) {
+            i++;
+        }
+        if (i == nr && nr < max && !strcmp(r->case_name, case_name)) {
+            sizes[nr++] = r->n;
+        }
+    }
+    return nr;
+}
+
+/* The first row of @like's case, implementation and threads that has a ratio, and of *@n; NULL: of
+ * any n. */
+static const struct bench_row *find_ratio(const struct bench *b, const struct bench_row *like,
+                                          const uint64_t *n)
+{
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        if (r->ratio > 0 && r->thread < 0 && !strcmp(r->case_name, like->case_name) &&
+            !strcmp(r->impl, like->impl) && r->threads == like->threads && (!n || r->n == *n)) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+static void print_ratios(const struct bench *b, const char *case_name, enum bench_metric metric)
+{
+    uint64_t sizes[RATIOS_MAX];
+    unsigned nr = list_sizes(b, case_name, sizes, RATIOS_MAX), lines = 0;
+    for (const struct bench_row *r = b->rows; r && nr > 1; r = r->next) {
+        if (strcmp(r->case_name, case_name) || find_ratio(b, r, NULL) != r) {
+            continue;
+        }
+        if (!lines++) {
+            printf("\n  %s/impl of %s\n  %-14s", b->ours, metrics[metric].name, "n");
+            for (unsigned i = 0; i < nr; i++) {
+                printf(" %10llu", (unsigned long long)sizes[i]);
+            }
+            putchar('\n');
+        }
+        printf("  %-14s", r->impl);
+        for (unsigned i = 0; i < nr; i++) {
+            const struct bench_row *at = find_ratio(b, r, &sizes[i]);
+            if (at) {
+                printf(" %10.2f", at->ratio);
+            } else {
+                printf(" %10s", "-");
+            }
+        }
+        putchar('\n');
+    }
 }
 
 void bench_print(struct bench *b, const char *case_name, enum bench_metric metric)
@@ -253,34 +317,47 @@ void bench_print(struct bench *b, const char *case_name, enum bench_metric metri
         return;
     }
     printf("\n%s: %s   (ratios: of %s)\n", b->name, case_name, metrics[metric].name);
-    printf("  %-8s %7s  %-14s", "n", "threads", "impl");
+    printf("  %-10s %7s  %-14s", "n", "threads", "impl");
     for (int m = 0; m < BENCH_METRICS; m++) {
         if (shown[m]) {
             printf(" %13s", metrics[m].name);
         }
     }
-    printf(" %12s %12s\n", "to least n", OURS "/impl");
-    for (const struct bench_row *r = b->rows; r; r = r->next) {
+    char ours[32];
+    snprintf(ours, sizeof(ours), "%s/impl", b->ours);
+    printf(" %12s %12s\n", "to least n", ours);
+    for (struct bench_row *r = b->rows; r; r = r->next) {
         if (!strcmp(r->case_name, case_name)) {
             print_row(b, r, shown, metric);
         }
     }
+    print_ratios(b, case_name, metric);
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */
 
-static void write_json(const struct bench *b, FILE *out)
+static void write_value(const struct bench *b, const struct bench_row *r, const char *metric,
+                        const char *unit, double value)
+{
+    fprintf(b->json,
+            "{\"bench\": \"%s\", \"case\": \"%s\", \"impl\": \"%s\", \"threads\": %u, "
+            "\"n\": %llu, \"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.*f}\n",
+            b->name, r->case_name, r->impl, r->threads, (unsigned long long)r->n, metric, unit,
+            value < 10 ? 6 : 3, value);
+}
+
+static void write_json(const struct bench *b)
 {
     for (const struct bench_row *r = b->rows; r; r = r->next) {
-        for (int m = 0; m < BENCH_METRICS; m++) {
-            if (!r->samples[m].nr || r->thread >= 0) {
-                continue;
+        for (int m = 0; m < BENCH_METRICS && r->thread < 0; m++) {
+            if (r->samples[m].nr) {
+                write_value(b, r, metrics[m].name, metrics[m].unit, value_of(r, m));
             }
-            fprintf(out,
-                    "{\"bench\": \"%s\", \"case\": \"%s\", \"impl\": \"%s\", \"threads\": %u, "
-                    "\"n\": %llu, \"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.3f}\n",
-                    b->name, r->case_name, r->impl, r->threads, (unsigned long long)r->n,
-                    metrics[m].name, metrics[m].unit, value_of(r, m));
+        }
+        if (r->thread < 0 && r->ratio > 0) {
+            char unit[64];
+            snprintf(unit, sizeof(unit), "%s/impl of %s", b->ours, metrics[r->ratio_of].name);
+            write_value(b, r, "ratio", unit, r->ratio);
         }
     }
 }
@@ -300,7 +377,7 @@ static void free_rows(struct bench *b)
 int bench_finish(struct bench *b)
 {
     if (b->json) {
-        write_json(b, b->json);
+        write_json(b);
         if (fclose(b->json)) {
             bench_die("%s: cannot write the JSON file: %s", b->name, strerror(errno));
         }

@@ -41,6 +41,10 @@ void timer_read_run(struct bench *b, const char *impl_list);
 void timer_slack_run(struct bench *b, const char *impl_list);
 void timer_memory_run(struct bench *b, const char *impl_list);
 
+/* The process that timer_memory_run() starts, instead of everything else: it writes a number of
+ * bytes; returns the exit status.  @n_text: of how many timers; 0: of a loop without any. */
+int timer_memory_child(const char *impl_name, const char *n_text);
+
 /* Prints the tables. */
 void timer_tail_print(struct bench *b);
 void timer_remote_print(struct bench *b);

@@ -3,8 +3,9 @@
  * timer_bench: what a sorted linked list under a mutex costs, with deadlines read under that mutex.
  *
  * A new timer looks for its place from the end, where equal timeouts belong: arming and cancelling
- * take no more than a few loads and stores under the lock, which favours this side.  The lock spins
- * before it sleeps, as ours does.  Nobody runs the list; the home thread is there for call_home().
+ * take no more than a few loads and stores under the lock, which favours this side; so does that
+ * the head lies beside the lock.  It spins before it sleeps, as ours does.  Nobody runs the list;
+ * the home thread is there for call_home().
  */
 #include "bench.h"
 #include "timer_shared.h"
@@ -18,14 +19,14 @@ struct node {
 
 struct list_loop {
     struct shared_loop base;
-    struct node ends; /* next: the soonest */
-    struct node head;
     struct node *timers[SIDES];
     pthread_t home;
     bool has_home;
     void (*fn)(void *arg);
     void *arg;
     pthread_mutex_t lock __attribute__((aligned(BENCH_ALIGN)));
+    struct node ends; /* next: the soonest */
+    struct node head;
 };
 
 static void unlink_node(struct node *t)

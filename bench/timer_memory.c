@@ -2,93 +2,215 @@
 /*
  * timer_bench: memory.
  *
- *   memory       bytes of one timer that is armed: what the user holds, and with it what the
- *                library has allocated for it
- *   memory-loop  bytes of one loop without timers, beside what is mapped for a ring
+ *   memory       bytes of one timer that is armed, of n with random deadlines: what the user holds,
+ *                and with it what the library needs for it
+ *   memory-loop  bytes of one loop without timers, beside what is mapped for its ring
  *
- * The allocator is asked before and after, for n timers and for many loops; what the benchmark
- * itself allocates is subtracted.  Without an answer (in a build with AddressSanitizer, for one)
- * only the user's part is told.
+ * Each measurement is a process of its own, this program again, so that nothing is left from the
+ * one before.  It adds up what the kernel says of its mappings (/proc/self/smaps): pages that the
+ * process has written, in memory or swapped out, whoever mapped them and for what, but for rings.
+ * So memory that a library has reserved and never touched does not count, nor does what the kernel
+ * holds for a file descriptor.  Pages are small ones.  What the benchmark itself holds is
+ * subtracted, and what a library makes once is there before the first look.  A sanitizer's own
+ * memory counts like all other: in such a build the figures say nothing.
  */
 #include "timer_cases.h"
 
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <malloc.h>
+#include <spawn.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-#define TIMERS 10000
-#define TIMERS_SMOKE 1000
-#define LOOPS 16
+#define LOOPS 64
+#define RUNS_MAX 5
 
-static size_t allocated(void)
+static const uint32_t sizes[] = { 1000, 10000, 100000, 1000000 };
+#define SIZES (sizeof(sizes) / sizeof(sizes[0]))
+
+extern char **environ;
+
+/* ---- The process that is measured ------------------------------------------------------------ */
+
+/* Bytes of the pages that this process has written, beside rings. */
+static uint64_t written_bytes(void)
 {
-    struct mallinfo2 info = mallinfo2();
-    return info.uordblks + info.hblkhd;
-}
-
-static uint32_t timers_of(const struct bench *b, const struct timer_impl *impl)
-{
-    uint32_t n = b->smoke ? TIMERS_SMOKE : TIMERS;
-    return n < impl->n_max ? n : impl->n_max;
-}
-
-/* Bytes of an empty loop; 0: not known. */
-static size_t measure_loops(const struct timer_impl *impl)
-{
-    struct timer_loop *loops[LOOPS];
-    size_t own = 0, before = allocated();
-    for (int i = 0; i < LOOPS; i++) {
-        loops[i] = impl->open(0);
-        if (!loops[i]) {
-            bench_die("timer_bench: cannot make a loop of %s", impl->name);
+    static char buffer[1 << 16], line[4200];
+    uint64_t sum = 0;
+    bool ring = false;
+    FILE *f = fopen("/proc/self/smaps", "re");
+    if (!f) {
+        bench_die("timer_bench: cannot read /proc/self/smaps: %s", strerror(errno));
+    }
+    setvbuf(f, buffer, _IOFBF, sizeof(buffer));
+    while (fgets(line, sizeof(line), f)) {
+        unsigned long long value;
+        if (!isupper((unsigned char)line[0])) { /* a mapping's first line, which begins in hex */
+            ring = strstr(line, "anon_inode:[io_uring]");
+        } else if (!ring && (sscanf(line, "Private_Dirty: %llu", &value) == 1 ||
+                             sscanf(line, "Swap: %llu", &value) == 1)) {
+            sum += value * 1024;
         }
-        own += sizeof(*loops[i]) + malloc_usable_size(loops[i]->timers);
     }
-    size_t bytes = allocated() - before;
-    for (int i = 0; i < LOOPS; i++) {
-        impl->close(loops[i]);
-    }
-    return bytes > own && bytes <= SIZE_MAX / 2 ? (bytes - own) / LOOPS : 0;
+    fclose(f);
+    return sum;
 }
 
-/* Bytes that a loop and @n armed timers take, beside the array that the timers lie in; 0: not
- * known. */
-static size_t measure_timers(const struct timer_impl *impl, uint32_t n)
+static struct timer_loop *need_loop(const struct timer_impl *impl, uint32_t n)
 {
-    size_t before = allocated();
     struct timer_loop *loop = impl->open(n);
     if (!loop) {
         bench_die("timer_bench: cannot make a loop of %s with %u timers", impl->name, n);
     }
+    return loop;
+}
+
+static void arm_all(const struct timer_impl *impl, struct timer_loop *loop)
+{
     uint64_t random = 0x2545f491u;
     impl->refresh(loop);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < loop->n; i++) {
         impl->arm(loop, i, CHURN_LEAST_NS + (bench_random(&random) & CHURN_SPREAD_NS));
     }
-    size_t bytes = allocated() - before, array = n * loop->stride;
+}
+
+/* Bytes of one of LOOPS empty loops, beside what the benchmark holds for it. */
+static int64_t loop_bytes(const struct timer_impl *impl)
+{
+    struct timer_loop *loops[LOOPS];
+    int64_t before = (int64_t)written_bytes(), own = 0;
+    for (unsigned i = 0; i < LOOPS; i++) {
+        loops[i] = need_loop(impl, 0);
+        own +=
+            (int64_t)malloc_usable_size(loops[i]) + (int64_t)malloc_usable_size(loops[i]->timers);
+    }
+    int64_t bytes = (int64_t)written_bytes() - before - own;
+    for (unsigned i = 0; i < LOOPS; i++) {
+        impl->close(loops[i]);
+    }
+    return bytes / LOOPS;
+}
+
+/* Bytes of a loop and its @n armed timers, beside the array that the timers lie in. */
+static int64_t timers_bytes(const struct timer_impl *impl, uint32_t n)
+{
+    int64_t before = (int64_t)written_bytes();
+    struct timer_loop *loop = need_loop(impl, n);
+    arm_all(impl, loop);
+    int64_t bytes = (int64_t)written_bytes() - before - (int64_t)(n * loop->stride);
     impl->close(loop);
-    return bytes > array && bytes <= SIZE_MAX / 2 ? bytes - array : 0;
+    return bytes;
+}
+
+static const struct timer_impl *find_impl(const char *name)
+{
+    for (unsigned i = 0; timer_impls[i]; i++) {
+        if (!strcmp(timer_impls[i]->name, name)) {
+            return timer_impls[i];
+        }
+    }
+    bench_die("timer_bench: --memory-of: there is no '%s'", name);
+}
+
+int timer_memory_child(const char *impl_name, const char *n_text)
+{
+    const struct timer_impl *impl = find_impl(impl_name);
+    uint32_t n = (uint32_t)bench_number("--n", n_text, 0, 1000000);
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+    written_bytes(); /* what reading takes */
+    struct timer_loop *first = need_loop(impl, 1);
+    arm_all(impl, first); /* it stays: freed memory would be handed out again, unseen */
+    if (n) {
+        printf("%lld\n", (long long)timers_bytes(impl, n));
+    } else {
+        printf("%lld\n", (long long)loop_bytes(impl));
+    }
+    impl->close(first);
+    return 0;
+}
+
+/* ---- The parent ------------------------------------------------------------------------------ */
+
+/* Starts this program as the process that measures; returns where it will write. */
+static int spawn_child(const struct bench *b, const char *impl, const char *n, pid_t *ret_pid)
+{
+    char name[] = "timer_bench", of[] = "--memory-of", smoke[] = "--smoke", n_option[] = "--n";
+    char stride[40], *impl_copy = strdup(impl), *n_copy = strdup(n);
+    char *argv[] = { name, of, impl_copy, n_option, n_copy, NULL, NULL, NULL };
+    int from[2], words = 5;
+    posix_spawn_file_actions_t actions;
+    if (b->smoke) {
+        argv[words++] = smoke;
+    }
+    if (timer_stride) {
+        snprintf(stride, sizeof(stride), "--stride=%zu", timer_stride);
+        argv[words++] = stride;
+    }
+    if (!impl_copy || !n_copy || pipe2(from, O_CLOEXEC)) {
+        bench_die("timer_bench: cannot make a pipe: %s", strerror(errno));
+    }
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, from[1], STDOUT_FILENO);
+    int err = posix_spawn(ret_pid, "/proc/self/exe", &actions, NULL, argv, environ);
+    if (err) {
+        bench_die("timer_bench: cannot start a process: %s", strerror(err));
+    }
+    posix_spawn_file_actions_destroy(&actions);
+    free(impl_copy);
+    free(n_copy);
+    close(from[1]);
+    return from[0];
+}
+
+/* What a process says that measures @n timers; 0: empty loops. */
+static double ask_child(const struct bench *b, const struct timer_impl *impl, uint32_t n)
+{
+    char n_text[16];
+    long long bytes = 0;
+    pid_t pid;
+    int status = -1;
+    snprintf(n_text, sizeof(n_text), "%u", n);
+    FILE *from = fdopen(spawn_child(b, impl->name, n_text, &pid), "r");
+    bool said = from && fscanf(from, "%lld", &bytes) == 1;
+    if (from) {
+        fclose(from);
+    }
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (!said || status) {
+        bench_die("timer_bench: the process that measures the memory of %s failed", impl->name);
+    }
+    return (double)bytes;
 }
 
 static void measure(struct bench *b, const struct timer_impl *impl)
 {
-    impl->close(impl->open(1)); /* what is made once */
-    uint32_t n = timers_of(b, impl);
-    size_t user = impl->timer_bytes();
-    size_t loop = measure_loops(impl), with_timers = measure_timers(impl, n);
-    struct bench_row *row = bench_row(b, "memory", impl->name, 1, n);
-    bench_sample(row, BENCH_USER_BYTES, (double)user);
-    if (loop && with_timers) {
-        double library = with_timers > loop ? (double)(with_timers - loop) / n : 0;
-        bench_sample(row, BENCH_BYTES, (double)user + library);
-        bench_sample(bench_row(b, "memory-loop", impl->name, 1, 1), BENCH_BYTES, (double)loop);
+    double loop = ask_child(b, impl, 0), user = (double)impl->timer_bytes();
+    bench_check(b, loop > 0, "memory: a loop of %s takes no memory", impl->name);
+    bench_sample(bench_row(b, "memory-loop", impl->name, 1, 0), BENCH_BYTES, loop);
+    b->checksum = b->checksum * 31 + (loop > 0);
+    for (unsigned i = 0; i < (b->smoke ? 1 : SIZES); i++) {
+        if (sizes[i] > impl->n_max) {
+            break;
+        }
+        struct bench_row *row = bench_row(b, "memory", impl->name, 1, sizes[i]);
+        bench_sample(row, BENCH_USER_BYTES, user);
+        bench_sample(row, BENCH_BYTES, user + (ask_child(b, impl, sizes[i]) - loop) / sizes[i]);
     }
 }
 
 void timer_memory_run(struct bench *b, const char *impl_list)
 {
-    for (unsigned i = 0; timer_impls[i]; i++) {
-        if (timer_impls[i]->n_max && bench_listed(impl_list, timer_impls[i]->name)) {
-            measure(b, timer_impls[i]);
+    for (unsigned run = 0; run < b->runs && run < RUNS_MAX; run++) {
+        for (unsigned i = 0; timer_impls[i]; i++) {
+            if (timer_impls[i]->n_max && bench_listed(impl_list, timer_impls[i]->name)) {
+                measure(b, timer_impls[i]);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
  *   remote-busy  the home thread does the same at the same time, on timers of its own; the foreign
  *                thread's share
  *   home-busy    the home thread's share
- *   home-alone   the home thread's, while no foreign thread does anything
+ *   home-alone   the home thread's, before a foreign thread has done anything but fill the loop
  *
  * No library here but ours allows that.  Beside it: libev under a mutex, and a sorted list under a
  * mutex.
@@ -122,9 +122,9 @@ static void foreign(unsigned thread, void *opaque)
                 continue;
             }
             r->loops[i] = shared_open(remote_impls[i], r->n, r->b->pin);
+            run_alone(r, i);
             run_asleep(r, i);
             run_busy(r, i);
-            run_alone(r, i);
             remote_impls[i]->close(r->loops[i]);
         }
     }

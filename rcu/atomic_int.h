@@ -6,7 +6,8 @@
  * They act on plain objects, as structs in public headers cannot hold _Atomic members; a field that
  * is ever accessed this way is accessed only this way while others may see it.  The name ends in
  * the memory order.  There are no fences: where two threads must not both miss each other (store,
- * then load), all four accesses are _seq, which is what ThreadSanitizer follows too.
+ * then load), all four accesses are _seq, which is what ThreadSanitizer follows too.  The list's
+ * lock alone has a membarrier on one side in their place: timers/list_lock_int.h.
  */
 #ifndef RCU_ATOMIC_INT_H
 #define RCU_ATOMIC_INT_H

@@ -56,7 +56,7 @@ static __thread struct {
     bool registered;
     bool in_deferred; /* this is liburcu's worker, inside a deferred call */
     bool never_block;
-} self;
+} self __attribute__((tls_model("initial-exec"))); /* no call, and no memory, at its first use */
 
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
 static pthread_once_t worker_once = PTHREAD_ONCE_INIT;

@@ -42,6 +42,7 @@ extern "C" {
 enum {
     IL_RCU = 1 << 0,     /* read sections matter: their ends are places to switch at */
     IL_BARRIER = 1 << 1, /* barrier_all_threads() matters: so are stores into a buffer */
+    IL_SC = 1 << 2,      /* stores take effect at once, but for those of a fault: for long cases */
 };
 
 /* What a case does.  setup and check run alone, before and after the threads of each run. */

@@ -94,10 +94,11 @@ static void check_list_goes(void)
 const struct il_case il_warp_list_goes = {
     .name = "WarpBesideListFree",
     .threads = 2,
-    .flags = IL_RCU,
+    .flags = IL_RCU | IL_SC,
     .setup = set_up_list_goes,
     .run = run_list_goes,
     .check = check_list_goes,
+    .preemptions = 2,
     .plants = { "no lists_lock" },
 };
 
@@ -138,7 +139,7 @@ static void check_configure(void)
 const struct il_case il_warp_configure = {
     .name = "WarpBesideConfigure",
     .threads = 2,
-    .flags = IL_RCU,
+    .flags = IL_RCU | IL_SC,
     .setup = set_up_configure,
     .run = run_configure,
     .check = check_configure,
@@ -153,7 +154,7 @@ static void set_up_arm(void)
 {
     set_up(false);
     if (il_planted) {
-        il_plant(IL_WEAK_STORE, &icount_state.asleep);
+        il_plant(IL_WEAK_STORE, &w.tlg.tl[QEMU_CLOCK_VIRTUAL]->cls[CLASS_NORMAL].head);
     }
 }
 
@@ -181,11 +182,12 @@ static void check_arm(void)
 const struct il_case il_warp_arm = {
     .name = "WarpBesideArm",
     .threads = 2,
-    .flags = 0,
+    .flags = IL_SC,
     .setup = set_up_arm,
     .run = run_arm,
     .check = check_arm,
-    .plants = { "asleep stored without a barrier" },
+    .preemptions = 2,
+    .plants = { "a head stored without a barrier" },
 };
 
 /* The same where VIRTUAL jumps. */
@@ -193,7 +195,7 @@ static void set_up_jump(void)
 {
     set_up(true);
     if (il_planted) {
-        il_plant(IL_WEAK_STORE, &icount_state.asleep);
+        il_plant(IL_WEAK_STORE, &w.tlg.tl[QEMU_CLOCK_VIRTUAL]->cls[CLASS_NORMAL].head);
     }
 }
 
@@ -218,9 +220,10 @@ static void check_jump(void)
 const struct il_case il_warp_jump = {
     .name = "WarpJumpBesideArm",
     .threads = 2,
-    .flags = 0,
+    .flags = IL_SC,
     .setup = set_up_jump,
     .run = run_jump,
     .check = check_jump,
-    .plants = { "asleep stored without a barrier" },
+    .preemptions = 2,
+    .plants = { "a head stored without a barrier" },
 };

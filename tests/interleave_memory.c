@@ -20,7 +20,7 @@ enum {
     /* A thread that loads the same again, or loads a lot, and changes nothing, waits for a write:
      * it would go round in a loop. */
     SAME_LOADS_MAX = 2,
-    LOADS_MAX = 24,
+    LOADS_MAX = 40,
 };
 
 struct entry {
@@ -230,7 +230,9 @@ uint64_t interleave_load(const volatile void *p, unsigned size, int order)
 
 void interleave_store(volatile void *p, unsigned size, uint64_t value, int order)
 {
-    bool buffered = order != __ATOMIC_SEQ_CST || il_has_fault(IL_WEAK_STORE, p), stop;
+    bool buffered =
+             (order != __ATOMIC_SEQ_CST && !(il_flags & IL_SC)) || il_has_fault(IL_WEAK_STORE, p),
+         stop;
 
     il_check_access(p);
     if (!il_active) {

@@ -91,6 +91,11 @@ void il_mutex_unlock(pthread_mutex_t *m)
         il_release_mutex(m);
         return;
     }
+    if ((il_flags & IL_SC) && il_buffer_empty(il_self)) {
+        il_point(il_write_op("unlock", m, 1));
+        il_release_mutex(m);
+        return;
+    }
     if (il_flags & IL_BARRIER) {
         il_point((struct il_op){ .what = "begins to unlock" });
     }

@@ -2,8 +2,14 @@
 /* Instruction-count time between threads: virtual CPUs, loops, readers, and who configures. */
 #include "support.h"
 
+#include <csignal>
+#include <cstring>
+#include <fcntl.h>
+#include <fstream>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
@@ -133,6 +139,118 @@ TEST_F(IcountThreads, ChangesOfTheShiftAreNeverAStepBack)
         }
     });
     EXPECT_GE(changes, kChanges);
+}
+
+/* ---- Readers and a writer that was switched off ---------------------------------------------- */
+
+/* A thread that stops VIRTUAL, and is held up where it reads REALTIME for that. */
+class HeldWriter
+{
+public:
+    HeldWriter()
+    {
+        EXPECT_EQ(qemu_clock_set_source(QEMU_CLOCK_REALTIME, Read, this), 0);
+        cpu_enable_ticks();
+        thread_ = std::thread([this] {
+            hold_me_ = true;
+            cpu_disable_ticks();
+        });
+        EXPECT_TRUE(WaitUntil([this] { return holding_.load(); }));
+    }
+    ~HeldWriter()
+    {
+        LetGo();
+        qemu_clock_set_source(QEMU_CLOCK_REALTIME, nullptr, nullptr);
+        aio_synchronize_rcu();
+    }
+    void LetGo()
+    {
+        let_go_ = true;
+        if (thread_.joinable()) {
+            thread_.join();
+        }
+    }
+
+private:
+    static int64_t Read(void *opaque)
+    {
+        auto *w = static_cast<HeldWriter *>(opaque);
+
+        if (hold_me_) {
+            hold_me_ = false;
+            w->holding_ = true;
+            while (!w->let_go_) {
+                usleep(100);
+            }
+        }
+        return 1000000;
+    }
+
+    static thread_local bool hold_me_;
+    std::atomic<bool> holding_{ false }, let_go_{ false };
+    std::thread thread_;
+};
+thread_local bool HeldWriter::hold_me_ = false;
+
+/* How often the thread has gone to sleep of its own accord. */
+static int64_t Sleeps(pid_t tid)
+{
+    std::ifstream status("/proc/self/task/" + std::to_string(tid) + "/status");
+    std::string word;
+    int64_t n = -1;
+
+    while (status >> word) {
+        if (word == "voluntary_ctxt_switches:") {
+            status >> n;
+        }
+    }
+    return n;
+}
+
+/* A reader of a higher priority than the writer's must let it have the processor. */
+TEST_F(IcountThreads, ReadersSleepWhileAWriterIsHeldUpInside)
+{
+    int64_t (*const readings[])() = { Virtual, cpu_get_clock, cpu_get_ticks, icount_get };
+
+    for (auto *reading : readings) {
+        HeldWriter writer;
+        std::atomic<pid_t> tid{ 0 };
+        std::atomic<bool> read{ false };
+        std::thread reader([&] {
+            tid = gettid();
+            reading();
+            read = true;
+        });
+
+        EXPECT_TRUE(WaitUntil([&] { return tid && Sleeps(tid) >= 20; }));
+        EXPECT_FALSE(read) << "it has to wait for the writer";
+        writer.LetGo();
+        reader.join();
+    }
+}
+
+TEST_F(IcountThreads, AForkedChildDoesNotWaitForAWriterThatItHasNot)
+{
+    HeldWriter writer;
+    int pipefd[2], status;
+    char text[256] = "";
+
+    ASSERT_EQ(pipe2(pipefd, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(pipefd[1], 2);
+        signal(SIGABRT, SIG_DFL);
+        signal(SIGALRM, SIG_DFL);
+        alarm(20);
+        Virtual();
+        _exit(0);
+    }
+    close(pipefd[1]);
+    EXPECT_GT(read(pipefd[0], text, sizeof(text) - 1), 0);
+    close(pipefd[0]);
+    ASSERT_EQ(waitpid(pid, &status, 0), pid);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    EXPECT_NE(strstr(text, "a clock: called in a child of fork()"), nullptr) << text;
 }
 
 /* ---- Loops ----------------------------------------------------------------------------------- */

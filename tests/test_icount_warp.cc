@@ -55,6 +55,29 @@ TEST_F(IcountWarp, SleepOffGoesOnByItselfAfterEachPass)
     EXPECT_EQ(at, (std::vector<int64_t>{ 10, 1010, 2010, 3010, 4010 }));
 }
 
+TEST_F(IcountWarp, ACallbackThatWakesACpuHoldsVirtualWhereItIs)
+{
+    std::unique_ptr<HeapTimer> t;
+    int fired = 0;
+    int64_t start = Start(Fixed(0, true));
+
+    t = std::make_unique<HeapTimer>(
+        &g.tlg,
+        [&] {
+            fired++;
+            timer_mod(*t, Virtual() + 1000);
+            icount_account_warp_timer();
+        },
+        QEMU_CLOCK_VIRTUAL);
+    timer_mod(*t, start + 1000);
+    icount_start_warp_timer();
+    while (RunAll()) {
+    }
+    EXPECT_EQ(fired, 1);
+    EXPECT_EQ(Virtual(), start + 1000);
+    EXPECT_EQ(icount_budget(QEMU_TIMER_ATTR_ALL), 1000);
+}
+
 TEST_F(IcountWarp, VirtualDoesNotJumpBelowACallback)
 {
     std::vector<int64_t> at;
@@ -221,6 +244,84 @@ TEST_F(IcountWarp, AnEarlierTimerArmedInTheSleepShortensIt)
     EXPECT_EQ(Virtual(), start + 10000) << "a deadline that went away is found out when it comes";
 }
 
+/* From when timer_mod() has returned, not only from the next plan on. */
+TEST_F(IcountWarp, VirtualDoesNotPassATimerThatWasArmedInTheSleep)
+{
+    std::vector<int64_t> at;
+    HeapTimer late(
+        &g.tlg, [&] { at.push_back(Virtual()); }, QEMU_CLOCK_VIRTUAL);
+    HeapTimer soon(
+        &g.tlg, [&] { at.push_back(Virtual()); }, QEMU_CLOCK_VIRTUAL);
+    HeapTimer external(
+        &g.tlg, [&] { at.push_back(-Virtual()); }, QEMU_CLOCK_VIRTUAL, SCALE_NS,
+        QEMU_TIMER_ATTR_EXTERNAL);
+    int64_t start = Start(Fixed(0));
+
+    timer_mod(late, start + 10000);
+    icount_start_warp_timer();
+    real.Advance(1000);
+    timer_mod(external, start + 1100);
+    timer_mod(soon, start + 1500);
+    real.Advance(3000); /* the loop comes late */
+    EXPECT_EQ(Virtual(), start + 1500);
+    timer_mod(soon, start + 1200); /* it is too late for that */
+    EXPECT_EQ(Virtual(), start + 1500) << "never back";
+    while (RunAll()) {
+    }
+    EXPECT_EQ(at, (std::vector<int64_t>{ -start - 1500, start + 1500 }));
+    EXPECT_EQ(Virtual(), start + 4000) << "what was held back is made up";
+    real.Advance(6000);
+    while (RunAll()) {
+    }
+    EXPECT_EQ(at.back(), start + 10000);
+}
+
+/* To wake a loop may take longer than the timer has. */
+TEST_F(IcountWarp, VirtualDoesNotPassATimerWhileItsLoopIsNotified)
+{
+    QEMUTimerListGroup slow;
+
+    ASSERT_EQ(
+        timerlistgroup_init(
+            &slow,
+            [](void *opaque, QEMUClockType) { static_cast<FakeClock *>(opaque)->Advance(700); },
+            &real),
+        0);
+    {
+        HeapTimer late(
+            &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+        HeapTimer soon(
+            &slow, [] {}, QEMU_CLOCK_VIRTUAL);
+        int64_t start = Start(Fixed(0));
+
+        timer_mod(late, start + 10000);
+        icount_start_warp_timer();
+        timer_mod(soon, start + 500);
+        EXPECT_EQ(Virtual(), start + 500);
+    }
+    timerlistgroup_deinit(&slow);
+    aio_synchronize_rcu();
+}
+
+TEST_F(IcountWarp, AnAutoWarpDoesNotPassATimerThatWasArmedInTheSleep)
+{
+    HeapTimer late(
+        &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+    HeapTimer soon(
+        &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+    int64_t start = Start(Auto(0));
+
+    timer_mod(late, start + 10000);
+    icount_start_warp_timer();
+    real.Advance(1000);
+    timer_mod(soon, start + 1500);
+    real.Advance(3000);
+    EXPECT_EQ(Virtual(), start + 1500);
+    while (RunAll()) {
+    }
+    EXPECT_EQ(Virtual(), start + 4000);
+}
+
 TEST_F(IcountWarp, ExternalTimersDoNotMoveTheGuestsTime)
 {
     int fired = 0;
@@ -304,6 +405,32 @@ TEST_F(IcountWarp, WarpFollowsAReplacedVirtualRtFromWhereItIs)
     EXPECT_EQ(Virtual(), start + 200);
 }
 
+/* The next look was armed in the time of the source before. */
+TEST_F(IcountWarp, ReplacingVirtualRtMovesTheNextLookToItsTime)
+{
+    int fired = 0;
+    HeapTimer t(
+        &g.tlg, [&] { fired++; }, QEMU_CLOCK_VIRTUAL);
+
+    real.Advance(1000000);
+    cpu_enable_ticks();
+    real.Advance(1000000); /* VIRTUAL_RT is far ahead of the source to come */
+    cpu_disable_ticks();
+    int64_t start = Start(Fixed(0));
+    timer_mod(t, start + 1000);
+    icount_start_warp_timer();
+    real.Advance(100);
+    FakeClock rt(QEMU_CLOCK_VIRTUAL_RT, 0);
+    while (RunAll()) {
+    }
+    EXPECT_EQ(timerlistgroup_deadline_ns(&g.tlg), 900);
+    rt.Advance(900);
+    while (RunAll()) {
+    }
+    EXPECT_EQ(fired, 1);
+    EXPECT_EQ(Virtual(), start + 1000);
+}
+
 TEST_F(IcountWarp, ADisabledVirtualIsNotWarped)
 {
     HeapTimer t(
@@ -318,4 +445,73 @@ TEST_F(IcountWarp, ADisabledVirtualIsNotWarped)
     while (RunAll()) {
     }
     EXPECT_EQ(Virtual(), start + 1000);
+}
+
+/* ---- The end of time ------------------------------------------------------------------------- */
+
+TEST_F(IcountWarp, ADeadlineNearTheEndOfTimeIsNotLookedForAtOnce)
+{
+    HeapTimer t(
+        &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+
+    Start(Fixed(0));
+    real.Advance(1000000); /* VIRTUAL_RT is ahead of VIRTUAL */
+    timer_mod(t, INT64_MAX - 2);
+    icount_start_warp_timer();
+    EXPECT_GT(timerlistgroup_deadline_ns(&g.tlg), INT64_MAX / 2);
+    EXPECT_FALSE(RunAll());
+}
+
+TEST_F(IcountWarp, ATimerForNeverIsNoDeadline)
+{
+    HeapTimer never(
+        &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+
+    for (bool no_sleep : { true, false }) {
+        int64_t start = Start(Fixed(0, no_sleep));
+
+        timer_mod(never, INT64_MAX);
+        icount_start_warp_timer();
+        real.Advance(1000);
+        while (RunAll()) {
+        }
+        EXPECT_EQ(Virtual(), start);
+        icount_account_warp_timer();
+        cpu_disable_ticks();
+    }
+}
+
+/* In a process of its own, as VIRTUAL never goes back. */
+TEST_F(IcountWarp, TimeStandsStillAtItsEnd)
+{
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    EXPECT_EXIT(
+        {
+            constexpr int64_t kEnd = INT64_MAX - 1;
+            HeapTimer t(
+                &g.tlg, [] {}, QEMU_CLOCK_VIRTUAL);
+            bool ok;
+
+            Start(Fixed(0, true));
+            timer_mod(t, kEnd - 10);
+            icount_start_warp_timer();
+            ok = Virtual() == kEnd - 10;
+            cpu_disable_ticks();
+            ok = ok && icount_configure(nullptr) == 0;
+            cpu_enable_ticks();
+            real.Advance(1000);
+            ok = ok && Virtual() == kEnd && cpu_get_clock() == kEnd;
+            cpu_disable_ticks();
+            real.Advance(1000);
+            ok = ok && Virtual() == kEnd;
+            Start(Auto(0));
+            timer_mod(t, kEnd);
+            icount_start_warp_timer();
+            real.Advance(1000);
+            icount_update(1000000000);
+            ok = ok && Virtual() == kEnd;
+            cpu_disable_ticks();
+            exit(ok && Virtual() == kEnd ? 0 : 1);
+        },
+        testing::ExitedWithCode(0), "");
 }

@@ -18,7 +18,7 @@ static int64_t Now()
     return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
 }
 
-static void Nothing(void *opaque)
+static void Nothing(void *)
 {
 }
 

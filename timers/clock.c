@@ -138,6 +138,8 @@ int qemu_clock_set_source(QEMUClockType type, QEMUClockSourceFunc *get, void *op
     if (type == QEMU_CLOCK_REALTIME) {
         qemu_clock_notify(QEMU_CLOCK_VIRTUAL);
         qemu_clock_notify(QEMU_CLOCK_VIRTUAL_RT);
+    } else if (type == QEMU_CLOCK_VIRTUAL_RT) {
+        icount_replan(); /* a warp's next look was armed in the time before */
     }
     return 0;
 }
@@ -269,7 +271,7 @@ void clock_pass_done(struct clock *clock)
         pthread_mutex_unlock(&clock->wait_lock);
     }
     if (clock == &clocks[QEMU_CLOCK_VIRTUAL]) {
-        icount_pass_done();
+        icount_replan();
     }
 }
 

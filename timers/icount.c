@@ -22,6 +22,10 @@
  * jumps only in plan(), never below timer_mod(), so that a callback that arms several timers sees
  * one time; and not while a pass runs, for what its callbacks are about to arm may come first.
  *
+ * Who moves a head forward lowers the limit too, before anybody is notified.  A plan that had not
+ * seen that head has taken effect by then, since both are writers of virtual_clock; a later one
+ * sees it.  So from then on VIRTUAL does not go past that deadline; earlier in timer_mod() it may.
+ *
  * The warp timer is on the list group that the options name, by default main_loop_tlg: its callback
  * is short and safe on any thread, and the embedder knows which of its loops is alive while the
  * virtual CPUs sleep.
@@ -50,38 +54,44 @@ struct icount_conf {
     AioRcuHead rcu;
 };
 
-/* Written by a writer of virtual_clock. */
-static struct {
-    struct icount_conf *conf; /* atomic, RCU; NULL: off */
-    int mode;                 /* atomic */
-    bool asleep;              /* atomic: every virtual CPU sleeps */
-} icount;
+/* What the guest sees: a warp leads to these timers. */
+#define GUEST_ATTRS (QEMU_TIMER_ATTR_ALL & ~QEMU_TIMER_ATTR_EXTERNAL)
+
+struct icount_state icount_state;
 
 int icount_enabled(void)
 {
-    return ld_acquire(&icount.mode);
+    return ld_acquire(&icount_state.mode);
 }
 
 /* ---- The warp -------------------------------------------------------------------------------- */
 
-/* Whether the heads that were read are those of a moment at which no callback of VIRTUAL ran. */
-static bool read_heads(int64_t *ret_guest, int attr_mask)
+/*
+ * Whether the heads that were read are those of a moment at which no callback of VIRTUAL ran; else
+ * a pass was there, whose end has it planned again.  No list may come or go between the looks: one
+ * that goes takes its ended passes with it, which looks as if passes had ended, or hides some.
+ */
+static bool read_heads(int64_t *ret_guest)
 {
+    struct clock *clock = clock_of(QEMU_CLOCK_VIRTUAL);
     unsigned before, after;
+    bool at_rest;
 
-    if (clock_any_pass(QEMU_CLOCK_VIRTUAL, &before)) {
-        return false;
-    }
-    *ret_guest = clock_head_ns(QEMU_CLOCK_VIRTUAL, attr_mask, -1);
-    return !clock_any_pass(QEMU_CLOCK_VIRTUAL, &after) && before == after;
+    pthread_mutex_lock(&clock->lists_lock);
+    at_rest = !clock_any_pass(QEMU_CLOCK_VIRTUAL, &before);
+    *ret_guest = clock_head_ns(QEMU_CLOCK_VIRTUAL, GUEST_ATTRS, -1);
+    at_rest = at_rest && !clock_any_pass(QEMU_CLOCK_VIRTUAL, &after) && before == after;
+    pthread_mutex_unlock(&clock->lists_lock);
+    return at_rest;
 }
 
 static void begin_warp_locked(int64_t now, int64_t rt)
 {
     if (!virtual_clock.warping) {
-        bool track = icount.mode == ICOUNT_AUTO;
+        bool track = icount_state.mode == ICOUNT_AUTO;
 
-        st_release(&virtual_clock.warp_start_ns, track ? virtual_clock.rt_zero_ns + now : rt);
+        st_release(&virtual_clock.warp_start_ns,
+                   track ? ns_add(virtual_clock.rt_zero_ns, now) : rt);
         st_release(&virtual_clock.warping, true);
     }
 }
@@ -91,13 +101,12 @@ static int64_t plan_locked(const struct icount_conf *conf)
 {
     int64_t guest, now, rt, next, limit;
 
-    if (!icount.asleep || !clock_runs(QEMU_CLOCK_VIRTUAL) ||
-        !read_heads(&guest, QEMU_TIMER_ATTR_ALL & ~QEMU_TIMER_ATTR_EXTERNAL)) {
+    if (!icount_state.asleep || !clock_runs(QEMU_CLOCK_VIRTUAL) || !read_heads(&guest)) {
         return NO_DEADLINE; /* whoever changes that has it planned again */
     }
     now = virtual_rebase_locked(&rt);
     limit = guest > now ? guest : now;
-    if (guest == NO_DEADLINE) {
+    if (guest >= NO_DEADLINE - 1) { /* none, or one that is armed for never */
         st_release(&virtual_clock.warping, false);
         return NO_DEADLINE;
     }
@@ -108,18 +117,20 @@ static int64_t plan_locked(const struct icount_conf *conf)
     begin_warp_locked(now, rt);
     st_release(&virtual_clock.warp_limit_ns, limit);
     next = clock_head_ns(QEMU_CLOCK_VIRTUAL, QEMU_TIMER_ATTR_ALL, now);
-    return next <= limit ? virtual_clock.warp_start_ns + (next - now) : NO_DEADLINE;
+    return next <= limit ? ns_add(virtual_clock.warp_start_ns, next - now) : NO_DEADLINE;
 }
 
 static void plan(const struct icount_conf *conf, bool fall_asleep)
 {
-    int64_t wake_rt;
+    int64_t wake_rt = NO_DEADLINE;
 
     virtual_write_begin();
-    if (fall_asleep && icount.conf == conf) {
-        st_seq(&icount.asleep, true); /* before the look at passes and heads */
+    if (icount_state.conf == conf) { /* else it was replaced, and a sleep from before is over */
+        if (fall_asleep) {
+            st_seq(&icount_state.asleep, true); /* before the look at passes and heads */
+        }
+        wake_rt = plan_locked(conf);
     }
-    wake_rt = plan_locked(conf);
     virtual_write_end();
     if (wake_rt != NO_DEADLINE) {
         /* Only earlier: another thread may have planned since.  Too early does no harm. */
@@ -131,9 +142,27 @@ static void plan(const struct icount_conf *conf, bool fall_asleep)
 /* Plans on the thread that runs the warp timer, as soon as it can. */
 static void plan_soon(const struct icount_conf *conf)
 {
-    if (ld_seq(&icount.asleep)) {
+    if (ld_seq(&icount_state.asleep)) {
         timer_mod_anticipate_ns(conf->warp_timer, 0);
     }
+}
+
+/* A head may have moved forward: VIRTUAL must not follow VIRTUAL_RT past it until it is planned
+ * again.  Not only while it is warped: a plan that has begun may not have seen that head. */
+static void lower_limit(void)
+{
+    int64_t guest, now, rt;
+
+    if (!ld_seq(&icount_state.asleep)) {
+        return;
+    }
+    virtual_write_begin();
+    guest = clock_head_ns(QEMU_CLOCK_VIRTUAL, GUEST_ATTRS, -1);
+    if (virtual_clock.warping && guest < virtual_clock.warp_limit_ns) {
+        now = virtual_rebase_locked(&rt);
+        st_release(&virtual_clock.warp_limit_ns, guest > now ? guest : now);
+    }
+    virtual_write_end();
 }
 
 static void warp_timer_cb(void *opaque)
@@ -141,7 +170,7 @@ static void warp_timer_cb(void *opaque)
     struct icount_conf *conf;
 
     aio_rcu_read_lock();
-    conf = ld_acquire(&icount.conf);
+    conf = ld_acquire(&icount_state.conf);
     if (conf) {
         plan(conf, false);
     }
@@ -153,7 +182,7 @@ void icount_start_warp_timer(void)
     struct icount_conf *conf;
 
     aio_rcu_read_lock();
-    conf = ld_acquire(&icount.conf);
+    conf = ld_acquire(&icount_state.conf);
     if (conf) {
         plan(conf, true);
     }
@@ -165,15 +194,15 @@ void icount_account_warp_timer(void)
     struct icount_conf *conf;
     int64_t rt;
 
-    if (!ld_seq(&icount.asleep)) {
+    if (!ld_seq(&icount_state.asleep)) {
         return;
     }
     aio_rcu_read_lock();
     virtual_write_begin();
-    st_seq(&icount.asleep, false);
+    st_seq(&icount_state.asleep, false);
     virtual_rebase_locked(&rt);
     st_release(&virtual_clock.warping, false);
-    conf = icount.conf;
+    conf = icount_state.conf;
     virtual_write_end();
     if (conf) {
         timer_del(conf->warp_timer);
@@ -182,15 +211,15 @@ void icount_account_warp_timer(void)
     aio_rcu_read_unlock();
 }
 
-void icount_pass_done(void)
+void icount_replan(void)
 {
     struct icount_conf *conf;
 
-    if (likely(!ld_seq(&icount.asleep))) {
+    if (likely(!ld_seq(&icount_state.asleep))) {
         return;
     }
     aio_rcu_read_lock();
-    conf = ld_acquire(&icount.conf);
+    conf = ld_acquire(&icount_state.conf);
     if (conf) {
         plan_soon(conf);
     }
@@ -201,12 +230,13 @@ void icount_notify_exit(void)
 {
     struct icount_conf *conf;
 
-    if (likely(!ld_seq(&icount.conf))) {
+    if (likely(!ld_seq(&icount_state.conf))) {
         return;
     }
     aio_rcu_read_lock();
-    conf = ld_acquire(&icount.conf);
+    conf = ld_acquire(&icount_state.conf);
     if (conf) {
+        lower_limit();
         plan_soon(conf);
         if (conf->opts.exit_cb) {
             conf->opts.exit_cb(conf->opts.opaque);
@@ -347,14 +377,14 @@ static int swap_conf_locked(struct icount_conf **conf)
     if (opts) {
         virtual_count_on_locked(opts->shift);
         icount_auto_reset_locked();
-    } else if (icount.conf) {
+    } else if (icount_state.conf) {
         virtual_count_off_locked();
     }
-    st_seq(&icount.asleep, false);
-    st_release(&icount.mode, !opts              ? ICOUNT_DISABLED
-                             : opts->auto_shift ? ICOUNT_AUTO
-                                                : ICOUNT_FIXED);
-    *conf = xchg_seq(&icount.conf, *conf);
+    st_seq(&icount_state.asleep, false);
+    st_release(&icount_state.mode, !opts              ? ICOUNT_DISABLED
+                                   : opts->auto_shift ? ICOUNT_AUTO
+                                                      : ICOUNT_FIXED);
+    *conf = xchg_seq(&icount_state.conf, *conf);
     return 0;
 }
 

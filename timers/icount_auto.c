@@ -7,11 +7,12 @@
  * since one on VIRTUAL would cut budgets and sleeps short, and be run late by a busy loop.
  *
  * The error is VIRTUAL less where it should be.  The shift moves by one step when the error is
- * outside the window, and would still be so on the same side after the horizon at the rate of the
- * last period.  So an error that is on its way back soon enough is left alone, and one that shrinks
- * too slowly, as after a host has stood still for seconds, is not.  An ideal shift is hardly ever a
- * whole number: in the steady state the shift goes to and fro between the two next to it, and
- * VIRTUAL between the two ends of the window.
+ * outside the window, and still would be, on the same side, after ICOUNT_AUTO_HORIZON more changes
+ * like the one since the last comparison.  So an error that is on its way back soon enough is left
+ * alone, and one that shrinks too slowly, as after a host has stood still for seconds, is not.  The
+ * last comparison was a period ago, or longer where nobody accounted: the change is that of the
+ * whole time.  An ideal shift is hardly ever a whole number: in the steady state the shift goes to
+ * and fro between the two next to it, and VIRTUAL between the two ends of the window.
  *
  * While all virtual CPUs sleep nobody accounts, and the warp leads VIRTUAL to VIRTUAL_RT
  * (icount.c).
@@ -54,7 +55,7 @@ static bool steer_locked(void)
     if (!virtual_clock.counting || !virtual_clock.running || !is_time(now, rt)) {
         return false;
     }
-    error = now - (rt - virtual_clock.rt_zero_ns);
+    error = ns_sub(now, ns_sub(rt, virtual_clock.rt_zero_ns));
     error = error > ERROR_MAX_NS ? ERROR_MAX_NS : error < -ERROR_MAX_NS ? -ERROR_MAX_NS : error;
     step = step_of(error, error - steering.error_ns);
     steering.error_ns = error;

@@ -8,7 +8,7 @@
 
 #define ICOUNT_AUTO_PERIOD_NS INT64_C(10000000) /* between two comparisons */
 #define ICOUNT_AUTO_WINDOW_NS INT64_C(30000000) /* how far off VIRTUAL may be */
-#define ICOUNT_AUTO_HORIZON 8                   /* periods in which it is to come back */
+#define ICOUNT_AUTO_HORIZON 8                   /* comparisons in which it is to come back */
 
 /* Compares VIRTUAL with VIRTUAL_RT when it is time to, and changes the shift by one where that is
  * called for.  Returns whether it did: VIRTUAL's lists are to be re-evaluated.  Thread: any. */

@@ -73,6 +73,7 @@ enum { CLASS_NORMAL, CLASS_EXTERNAL, CLASS_MAX };
 struct QEMUTimerList {
     /* Read by everyone, written rarely. */
     QEMUClockType type;
+    struct clock *clock; /* of that type */
     QEMUTimerListNotifyCB *notify_cb;
     void *notify_opaque;
     QEMUTimerList *next_in_clock; /* atomic, RCU */

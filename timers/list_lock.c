@@ -24,7 +24,7 @@ void list_lock_destroy(struct list_lock *l)
     pthread_mutex_destroy(&l->mutex);
 }
 
-/* The owner is inside for some tens of ns, unless it was switched off there. */
+/* The owner is inside for some tens of ns, unless it was switched off there, or closes the list. */
 static void wait_until_out(const struct list_lock *l)
 {
     const struct timespec nap = { .tv_nsec = 50000 };

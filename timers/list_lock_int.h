@@ -17,7 +17,8 @@
  * Nobody enters beside another: the membarrier comes after `biased = 0`, so an owner whose store
  * of `in` it did not bring out loads `biased` after it, and gets 0; one whose store it did bring
  * out is waited for.  `in` and the return of the bias are written by the owner alone, and the owner
- * is one thread for the life of the lock.  What the owner did inside happens before the other's
+ * is one thread at a time: the first that runs the list, or one that has got its number after its
+ * end.  What the owner did inside happens before the other's
  * entry (in, release to acquire), and the reverse by the mutex, without which the owner gets no
  * bias back.  Who takes the bias while the owner is switched off inside waits for it to be switched
  * on again, as with any lock that is held.
@@ -39,7 +40,7 @@ struct list_lock {
     uintptr_t owner; /* atomic; 0: none yet */
     bool biased;     /* atomic; written under the mutex */
     bool in;         /* atomic; written by the owner: it is inside by the bias, or about to see */
-    unsigned streak; /* under the mutex: the owner's turns since another thread had it */
+    unsigned streak; /* under the mutex: the owner's turns in a row */
     unsigned wait;   /* under the mutex: the streak after which the bias comes back */
     int64_t biased_at_ns; /* under the mutex: when it did so last */
     pthread_mutex_t mutex;

@@ -289,6 +289,18 @@ static ALWAYS_INLINE void heap_remove(struct timer_heap *h, QEMUTimer *ts, bool 
     }
 }
 
+/* The same for the root, without a look at its timer, which may be cold. */
+static ALWAYS_INLINE void heap_remove_root(struct timer_heap *h, bool soft)
+{
+    uint32_t last = --h->end;
+    int64_t key = *key_at(h, last);
+
+    *key_at(h, last) = NO_DEADLINE;
+    if (last != HEAP_ROOT) {
+        sift_to_bottom(h, HEAP_ROOT, key, *timer_at(h, last), soft);
+    }
+}
+
 static ALWAYS_INLINE void note_root(struct timer_queue *q)
 {
     q->soonest_key[TQ_HEAP] =
@@ -395,22 +407,45 @@ static QEMUTimer *first_of(const struct timer_queue *q, int part)
     return part == TQ_HEAP ? q->heap.group[0].ts[HEAP_ROOT] : q->first[part];
 }
 
-QEMUTimer *timer_queue_first(const struct timer_queue *q)
+/* The part whose first timer is the queue's, with deadline @key. */
+static ALWAYS_INLINE int part_of(const struct timer_queue *q, int64_t key)
 {
-    int64_t key = q->soonest_key[0];
-    int best = 0;
+    int part = TQ_PARTS;
 
-    for (int i = 1; i < TQ_PARTS; i++) {
-        int64_t k = q->soonest_key[i];
-
-        if (unlikely(k == key && k != NO_DEADLINE)) {
-            best = first_of(q, i)->seq < first_of(q, best)->seq ? i : best;
-        } else {
-            best = k < key ? i : best;
-            key = k < key ? k : key;
+#pragma GCC unroll 5
+    for (int i = TQ_PARTS - 1; i >= 0; i--) {
+        if (q->soonest_key[i] == key &&
+            (likely(part == TQ_PARTS) || first_of(q, i)->seq < first_of(q, part)->seq)) {
+            part = i;
         }
     }
-    return key == NO_DEADLINE ? NULL : first_of(q, best);
+    return part;
+}
+
+QEMUTimer *timer_queue_first(const struct timer_queue *q)
+{
+    int64_t key = timer_queue_key(q);
+
+    return key == NO_DEADLINE ? NULL : first_of(q, part_of(q, key));
+}
+
+QEMUTimer *timer_queue_take_first(struct timer_queue *q, int64_t key)
+{
+    int part = part_of(q, key);
+    QEMUTimer *ts = first_of(q, part);
+
+    /* Its callback is called soon; it lies in another cache line than what is needed before. */
+    __builtin_prefetch(&ts->cb);
+    if (part == TQ_HEAP) {
+        heap_remove_root(&q->heap, false);
+        note_root(q);
+        if (unlikely(timer_has_range(ts))) {
+            soft_remove(q, ts);
+        }
+    } else {
+        timer_queue_remove_from_list(q, ts);
+    }
+    return ts;
 }
 
 /* ---- Checking -------------------------------------------------------------------------------- */

@@ -3,12 +3,14 @@
  * The active queue: armed timers of one attribute class, ordered by deadline, then by arming.
  *
  * It knows no locks, no clocks and no lists.  Arming allocates nothing: room in the heap is made
- * when a timer is initialised (timer_queue_reserve()); should that have failed for lack of memory,
- * timers beyond the room go into a sorted list, which is slow but exact.
+ * when a timer is initialised (timer_queue_reserve(); the kernel backs it with pages when they are
+ * first touched); should that have failed for lack of memory, timers beyond the room go into a
+ * sorted list, which is slow but exact, and the ranges of those are not used.
  *
  *   insert, remove   O(log n), of any timer; O(1) in a lane
  *   first            O(1)
- *   no operation is longer than one walk between a heap's root and a leaf
+ *   no operation is longer than a few walks between a heap's root and a leaf: one or two in each of
+ *   the two heaps
  *
  * How it works.  First a few lanes: FIFO lists in rising order.  A timer whose deadline lies at or
  * a little behind that of a lane's last one is appended there.  Timeouts of a fixed length, which
@@ -115,7 +117,7 @@ bool timer_queue_reserve(struct timer_queue *q, uint32_t timers);
 
 /*
  * What a timer's expire_time, soonest and seq say is set before the insert and stays until the
- * remove; (expire_time, seq) is unique.  The heap takes any timer.
+ * remove; (expire_time, seq) is unique.  The heap takes any timer, while it has room.
  */
 void timer_queue_insert_in_heap(struct timer_queue *q, QEMUTimer *ts);
 void timer_queue_remove_from_heap(struct timer_queue *q, QEMUTimer *ts);
@@ -126,6 +128,9 @@ void timer_queue_move_in_heap(struct timer_queue *q, QEMUTimer *ts, int64_t key)
 /* The timer with the soonest deadline; NULL when empty. */
 QEMUTimer *timer_queue_first(const struct timer_queue *q);
 
+/* Takes that timer out, whose deadline is @key.  Its place is the caller's to set. */
+QEMUTimer *timer_queue_take_first(struct timer_queue *q, int64_t key);
+
 /* The timer with the soonest `soonest` among those with a range; NULL: none. */
 static inline QEMUTimer *timer_queue_first_soft(const struct timer_queue *q)
 {
@@ -135,6 +140,16 @@ static inline QEMUTimer *timer_queue_first_soft(const struct timer_queue *q)
 static inline int64_t timer_queue_soft_key(const struct timer_queue *q)
 {
     return unlikely(q->soft.end > HEAP_ROOT) ? q->soft.group[0].key[HEAP_ROOT] : NO_DEADLINE;
+}
+
+/* What the first removals look at, which may be cold when a pass begins. */
+static inline void timer_queue_prefetch(const struct timer_queue *q)
+{
+    const struct heap_group *group = q->heap.group;
+
+    __builtin_prefetch(&group[0].ts[HEAP_ROOT]);
+    __builtin_prefetch(&group[1].key);
+    __builtin_prefetch(&group[1].ts);
 }
 
 /* The soonest deadline. */

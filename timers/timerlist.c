@@ -26,11 +26,12 @@ QEMUTimerListGroup main_loop_tlg;
 
 QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void *opaque)
 {
+    struct clock *clock;
     QEMUTimerList *tl;
 
     rcu_check_fork("timerlist_new");
     rcu_mark_used();
-    clock_of(type); /* aborts on a bad one */
+    clock = clock_of(type); /* aborts on a bad one */
     tl = aligned_alloc(64, sizeof(*tl));
     if (!tl) {
         errno = ENOMEM;
@@ -38,6 +39,7 @@ QEMUTimerList *timerlist_new(QEMUClockType type, QEMUTimerListNotifyCB *cb, void
     }
     memset(tl, 0, sizeof(*tl));
     tl->type = type;
+    tl->clock = clock;
     tl->notify_cb = cb;
     tl->notify_opaque = opaque;
     tl->refs = 1;
@@ -255,31 +257,33 @@ bool timerlist_cancel_locked(QEMUTimerList *tl, QEMUTimer *ts)
     return true;
 }
 
-static void unlock_and_call(QEMUTimerList *tl, bool call)
-{
-    if (!call || !tl->notify_cb) {
-        list_unlock(&tl->lock);
-        return;
-    }
-    aio_rcu_read_lock();
-    list_unlock(&tl->lock);
-    tl->notify_cb(tl->notify_opaque, tl->type);
-    aio_rcu_read_unlock();
-}
-
 void timerlist_notify_unlock(QEMUTimerList *tl)
 {
     QEMUClockType type = tl->type;
 
-    unlock_and_call(tl, true);
-    icount_head_forward(type);
+    if (!tl->notify_cb) {
+        list_unlock(&tl->lock);
+        icount_head_forward(type);
+        return;
+    }
+    aio_rcu_read_lock();
+    list_unlock(&tl->lock);
+    icount_head_forward(type); /* first: until then VIRTUAL may go past the new head */
+    tl->notify_cb(tl->notify_opaque, type);
+    aio_rcu_read_unlock();
 }
 
 void timerlist_notify(QEMUTimerList *tl)
 {
+    bool closed;
+
     aio_rcu_read_lock();
     list_lock(&tl->lock);
-    unlock_and_call(tl, !tl->closed);
+    closed = tl->closed;
+    list_unlock(&tl->lock);
+    if (!closed && tl->notify_cb) {
+        tl->notify_cb(tl->notify_opaque, tl->type);
+    }
     aio_rcu_read_unlock();
 }
 
@@ -301,6 +305,19 @@ static int64_t soft_moment(QEMUTimerList *tl)
     return a < b ? a : b;
 }
 
+/* clock_runs() and qemu_clock_get_ns() of the list's clock, the short way for most lists. */
+static inline bool its_clock_runs(const QEMUTimerList *tl)
+{
+    return tl->type == QEMU_CLOCK_REALTIME ? ld_seq(&tl->clock->enabled) : clock_runs(tl->type);
+}
+
+static inline int64_t its_now(const QEMUTimerList *tl)
+{
+    return tl->type == QEMU_CLOCK_REALTIME && likely(!ld_relaxed(&tl->clock->source))
+               ? clock_monotonic_ns()
+               : qemu_clock_get_ns(tl->type);
+}
+
 bool timerlist_has_timers(QEMUTimerList *tl)
 {
     return head_deadline(tl) != NO_DEADLINE;
@@ -310,10 +327,10 @@ int64_t timerlist_deadline_ns(QEMUTimerList *tl)
 {
     int64_t head = head_deadline(tl), now;
 
-    if (head == NO_DEADLINE || !clock_runs(tl->type)) {
+    if (head == NO_DEADLINE || !its_clock_runs(tl)) {
         return -1;
     }
-    now = qemu_clock_get_ns(tl->type);
+    now = its_now(tl);
     return head > now ? head - now : 0;
 }
 
@@ -398,39 +415,23 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 
 /* ---- Passes ---------------------------------------------------------------------------------- */
 
-static inline void take_for_pass(struct timer_class *cls, QEMUTimer *ts)
-{
-    __builtin_prefetch(&ts->cb); /* it lies in another cache line, and is called soon */
-    timer_queue_remove(&cls->queue, ts);
-}
-
-/* The first timer of both classes that is due at @now, taken out of its queue; NULL: none is. */
-static QEMUTimer *take_due(QEMUTimerList *tl, int64_t now)
-{
-    struct timer_class *a = &tl->cls[CLASS_NORMAL], *b = &tl->cls[CLASS_EXTERNAL];
-    int64_t ka = timer_queue_key(&a->queue), kb = timer_queue_key(&b->queue);
-    struct timer_class *cls = ka <= kb ? a : b;
-    QEMUTimer *ts;
-
-    if ((ka <= kb ? ka : kb) > now) {
-        return NULL;
-    }
-    ts = timer_queue_first(&cls->queue);
-    if (unlikely(ka == kb) && timer_before(timer_queue_first(&b->queue), ts)) {
-        cls = b;
-        ts = timer_queue_first(&b->queue);
-    }
-    take_for_pass(cls, ts);
-    return ts;
-}
-
 /* Moves what is due at @now into the due lists, in order.  Returns how much of @budget is left. */
 static int collect_due_locked(QEMUTimerList *tl, int64_t now, int budget)
 {
-    QEMUTimer *ts;
+    struct timer_class *a = &tl->cls[CLASS_NORMAL], *b = &tl->cls[CLASS_EXTERNAL], *cls;
 
-    for (; budget > 0 && (ts = take_due(tl, now)); budget--) {
-        due_append(class_of(tl, ts), ts);
+    for (; budget > 0; budget--) {
+        int64_t ka = timer_queue_key(&a->queue), kb = timer_queue_key(&b->queue);
+
+        if (ka > now && kb > now) {
+            break;
+        }
+        cls = ka < kb ? a : b;
+        if (unlikely(ka == kb) &&
+            timer_before(timer_queue_first(&a->queue), timer_queue_first(&b->queue))) {
+            cls = a;
+        }
+        due_append(cls, timer_queue_take_first(&cls->queue, ka < kb ? ka : kb));
     }
     return budget;
 }
@@ -451,7 +452,7 @@ static void collect_soft_locked(QEMUTimerList *tl, int64_t now, int budget)
         if (!ts || ts->soonest > now) {
             break;
         }
-        take_for_pass(cls, ts);
+        timer_queue_remove(&cls->queue, ts);
         due_insert(cls, ts);
     }
     timerlist_publish_locked(&tl->cls[CLASS_NORMAL]);
@@ -524,15 +525,16 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
 
 bool timerlist_run_timers(QEMUTimerList *tl)
 {
-    struct clock *clock = clock_of(tl->type);
+    struct clock *clock = tl->clock;
     int64_t head = head_deadline(tl), now;
     bool ran = false;
 
     list_lock_claim(&tl->lock);
-    if (head == NO_DEADLINE || !clock_runs(tl->type)) {
+    if (head == NO_DEADLINE || !its_clock_runs(tl)) {
         return false;
     }
-    now = qemu_clock_get_ns(tl->type);
+    timer_queue_prefetch(&tl->cls[CLASS_NORMAL].queue);
+    now = its_now(tl);
     /* Below a callback: the outer pass may have taken on ranges that are not in the queues now. */
     if (head > now && soft_moment(tl) > now && tl->depth == 0) {
         return false;

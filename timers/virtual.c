@@ -2,9 +2,9 @@
 /*
  * VIRTUAL and VIRTUAL_RT: reading, starting and stopping; see virtual_int.h.
  *
- * A writer makes `seq` odd, writes, makes it even; a reader whose two looks at `seq` differ, or are
- * odd, reads again.  The fields are stored with release and loaded with acquire order, which keeps
- * them between the two accesses to `seq` without fences.
+ * A writer makes `seq` odd, writes, makes it even; a reader waits while it is odd, and reads again
+ * when its two looks at `seq` differ.  The fields are stored with release and loaded with acquire
+ * order, which keeps them between the two accesses to `seq` without fences.
  * Source: Boehm, "Can Seqlocks Get Along With Programming Language Memory Models?", 2012.
  */
 #include "timers/virtual_int.h"
@@ -13,6 +13,9 @@
 #include "rcu/rcu_int.h"
 #include "rcu/util_int.h"
 #include "timers/clock_int.h"
+
+#include <sched.h>
+#include <time.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <x86intrin.h>
@@ -42,7 +45,7 @@ static int64_t rt_now(void)
     int64_t ns = ld_acquire(&virtual_clock.rt_base_ns);
 
     if (running) {
-        ns += qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+        ns = ns_add(ns, qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
     }
     return ns < 0 ? 0 : ns; /* a replaced source may step back */
 }
@@ -75,7 +78,7 @@ static struct counted counted_now(void)
     c.ns = ns_add(c.ns, ns_of_instructions(c.count - base_count, ld_acquire(&virtual_clock.shift)));
     if (ld_acquire(&virtual_clock.warping)) {
         c.rt_ns = rt_now_or_replaced();
-        rt = c.rt_ns - ld_acquire(&virtual_clock.warp_start_ns);
+        rt = ns_sub(c.rt_ns, ld_acquire(&virtual_clock.warp_start_ns));
         limit = ld_acquire(&virtual_clock.warp_limit_ns);
         end = rt > 0 ? ns_add(c.ns, rt) : c.ns;
         end = end < limit ? end : limit;
@@ -85,15 +88,37 @@ static struct counted counted_now(void)
     return c;
 }
 
+/* A writer is inside for less than a microsecond, unless it was switched off there. */
+static __attribute__((noinline, cold)) unsigned wait_for_writer(void)
+{
+    const struct timespec nap = { .tv_nsec = 50000 };
+    unsigned seq;
+
+    for (unsigned round = 0; (seq = ld_seq(&virtual_clock.seq)) & 1; round++) {
+        rcu_check_fork("a clock"); /* it may have been left odd */
+        if (round >= 200) {        /* the writer may have a lower priority */
+            int cancel = cancel_off();
+
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+            cancel_restore(cancel);
+        } else if (round >= 100) {
+            sched_yield();
+        }
+    }
+    return seq;
+}
+
 static inline unsigned read_begin(void)
 {
-    return ld_seq(&virtual_clock.seq);
+    unsigned seq = ld_seq(&virtual_clock.seq);
+
+    return likely(!(seq & 1)) ? seq : wait_for_writer();
 }
 
 /* The reading of the time lies between the looks at seq too: it is not past the stop. */
 static inline bool read_again(unsigned seq)
 {
-    return unlikely((seq & 1) || ld_seq(&virtual_clock.seq) != seq);
+    return unlikely(ld_seq(&virtual_clock.seq) != seq);
 }
 
 int64_t virtual_get_ns(void)
@@ -165,7 +190,7 @@ int64_t virtual_rebase_locked(int64_t *ret_rt_ns)
     st_release(&virtual_clock.base_ns, c.ns);
     st_release(&virtual_clock.base_count, c.count);
     if (virtual_clock.warping) { /* what the limit held back stays owed */
-        st_release(&virtual_clock.warp_start_ns, virtual_clock.warp_start_ns + c.warp_ns);
+        st_release(&virtual_clock.warp_start_ns, ns_add(virtual_clock.warp_start_ns, c.warp_ns));
     }
     *ret_rt_ns = virtual_clock.warping && virtual_clock.running ? c.rt_ns : rt_now_or_replaced();
     return c.ns;
@@ -199,9 +224,9 @@ void virtual_count_off_locked(void)
 /* VIRTUAL_RT makes a step that is none of VIRTUAL's. */
 static void skip_rt_locked(int64_t step_ns)
 {
-    st_release(&virtual_clock.warp_start_ns, virtual_clock.warp_start_ns + step_ns);
-    st_release(&virtual_clock.rt_zero_ns, virtual_clock.rt_zero_ns + step_ns);
-    st_release(&virtual_clock.stop_rt_ns, virtual_clock.stop_rt_ns + step_ns);
+    st_release(&virtual_clock.warp_start_ns, ns_add(virtual_clock.warp_start_ns, step_ns));
+    st_release(&virtual_clock.rt_zero_ns, ns_add(virtual_clock.rt_zero_ns, step_ns));
+    st_release(&virtual_clock.stop_rt_ns, ns_add(virtual_clock.stop_rt_ns, step_ns));
 }
 
 static void set_running_locked(bool run)
@@ -214,11 +239,11 @@ static void set_running_locked(bool run)
     }
     /* The start is sequentially consistent with a sleeper's look at its deadlines. */
     st_release(&virtual_clock.rt_base_ns,
-               virtual_clock.rt_base_ns + sign * qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
+               ns_add(virtual_clock.rt_base_ns, sign * qemu_clock_get_ns(QEMU_CLOCK_REALTIME)));
     st_release(&virtual_clock.base_ticks, virtual_clock.base_ticks + sign * read_host_ticks());
     st_seq(&virtual_clock.running, run);
     if (virtual_clock.counting && run) {
-        skip_rt_locked(rt_now_or_replaced() - virtual_clock.stop_rt_ns);
+        skip_rt_locked(ns_sub(rt_now_or_replaced(), virtual_clock.stop_rt_ns));
     }
 }
 
@@ -260,8 +285,9 @@ struct clock_source *virtual_swap_source(QEMUClockType type, struct clock_source
     rt = rt_now_or_replaced();
     old = xchg_seq(&clock_of(type)->source, source);
     if (type == QEMU_CLOCK_REALTIME && virtual_clock.running) {
-        st_release(&virtual_clock.rt_base_ns,
-                   virtual_clock.rt_base_ns + before - qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
+        st_release(
+            &virtual_clock.rt_base_ns,
+            ns_add(virtual_clock.rt_base_ns, before - qemu_clock_get_ns(QEMU_CLOCK_REALTIME)));
     }
     if (type == QEMU_CLOCK_VIRTUAL_RT) {
         skip_rt_locked(rt_now_or_replaced() - rt);

@@ -15,6 +15,10 @@
  * `count` moves outside the sequence lock.  A reader that saw no writer has loaded a count from
  * before that writer's own look at it (both look at the count, and store or load `seq`,
  * sequentially consistent), so no reading lies past the base that the writer sets.
+ *
+ * Readers never hold a writer up.  A reader that comes while a writer is in waits until it is out,
+ * usually for some hundred ns at most; where that takes longer, since the writer was switched off
+ * inside, it sleeps between its looks, so that a writer of lower priority gets the processor.
  */
 #ifndef TIMERS_VIRTUAL_INT_H
 #define TIMERS_VIRTUAL_INT_H
@@ -24,7 +28,8 @@
 #include <stdint.h>
 
 struct virtual_clock {
-    pthread_mutex_t lock; /* writers; innermost but for a list's, which is never taken below it */
+    /* Writers.  Below it is taken a clock's lists_lock and nothing else, no list's lock. */
+    pthread_mutex_t lock;
     /* The rest is atomic, and written under the lock. */
     unsigned seq; /* odd while a writer is in */
     bool running;
@@ -35,7 +40,7 @@ struct virtual_clock {
     int64_t base_ticks; /* the same of the host's cycle counter */
     int64_t base_ns, base_count;
     int64_t warp_start_ns; /* of VIRTUAL_RT: where VIRTUAL began to follow it; may lie ahead */
-    int64_t warp_limit_ns; /* of VIRTUAL */
+    int64_t warp_limit_ns; /* of VIRTUAL: how far it follows */
     int64_t stop_rt_ns;    /* VIRTUAL_RT at the stop: a replaced source may go on */
     int64_t rt_zero_ns;    /* `auto` aims at VIRTUAL == VIRTUAL_RT - rt_zero_ns */
 
@@ -44,11 +49,25 @@ struct virtual_clock {
 
 extern struct virtual_clock virtual_clock;
 
-static inline int64_t ns_add(int64_t a, int64_t b) /* neither below zero: saturates */
+/* Sums and differences of times saturate, above at INT64_MAX - 1: INT64_MAX is no time. */
+static inline int64_t ns_add(int64_t a, int64_t b)
 {
     int64_t sum;
 
-    return __builtin_add_overflow(a, b, &sum) || sum == INT64_MAX ? INT64_MAX - 1 : sum;
+    if (__builtin_add_overflow(a, b, &sum)) {
+        return b < 0 ? INT64_MIN : INT64_MAX - 1;
+    }
+    return sum == INT64_MAX ? INT64_MAX - 1 : sum;
+}
+
+static inline int64_t ns_sub(int64_t a, int64_t b)
+{
+    int64_t difference;
+
+    if (__builtin_sub_overflow(a, b, &difference)) {
+        return b > 0 ? INT64_MIN : INT64_MAX - 1;
+    }
+    return difference == INT64_MAX ? INT64_MAX - 1 : difference;
 }
 
 /* Negative for a reader alone who meets a writer, and who reads again. */
@@ -57,7 +76,7 @@ static inline int64_t ns_of_instructions(int64_t n, int shift)
     return n > (INT64_MAX - 1) >> shift ? INT64_MAX - 1 : (int64_t)((uint64_t)n << shift);
 }
 
-/* VIRTUAL, whatever its source was replaced by.  Lock-free. */
+/* VIRTUAL, whatever its source was replaced by.  Takes no lock; waits for a writer who is in. */
 int64_t virtual_get_ns(void);
 
 /* Whether VIRTUAL was started.  Lock-free; sequentially consistent with the start. */

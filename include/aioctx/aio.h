@@ -165,7 +165,8 @@ int aio_bh_schedule_oneshot(AioContext *ctx, QEMUBHFunc *cb, void *opaque);
 /*
  * Schedules a bottom half; one that is scheduled already runs once.  Those scheduled by one thread
  * run in that order (one that was cancelled may keep its place); one scheduled from a bottom half
- * runs in the next pass.  Nothing when the context has ended.
+ * runs in the next pass.  Nothing when the context has ended, nor when it ends while the call that
+ * scheduled @bh first is still under way on another thread.
  * Thread: any, signal handlers too; lock-free.
  * Ordering: what the caller wrote before is visible to the callback.
  */

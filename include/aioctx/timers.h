@@ -24,6 +24,11 @@
  * cheaper than for others, and the first of these to come after a while waits some microseconds
  * (membarrier(2)).
  *
+ * "Lock-free": takes no lock.  But what reads VIRTUAL or VIRTUAL_RT, deadlines on them included,
+ * waits while another thread is inside a start, a stop, a warp or a change of shift or source: some
+ * hundred nanoseconds, or where that thread was switched off there until it runs again.  The reader
+ * sleeps 50 us at a time then, so that the other one may have a lower priority.
+ *
  * A call that defers a free (timer_free, timerlist_free, qemu_clock_set_source, icount_configure,
  * the last timer_deinit of a list that is gone) waits when 65536 frees are pending; see
  * aio_call_rcu().
@@ -67,7 +72,7 @@ typedef enum {
 
 /*
  * The time of clock @type in nanoseconds (_us, _ms: the same, rounded down), never below zero.
- * Thread: any; lock-free, also when the clock is being stopped or started.
+ * Thread: any; lock-free (see the top of this file).
  */
 int64_t qemu_clock_get_ns(QEMUClockType type);
 int64_t qemu_clock_get_us(QEMUClockType type);
@@ -79,8 +84,10 @@ typedef int64_t QEMUClockSourceFunc(void *opaque);
 /*
  * Replaces the source that clock @type reads, for tests and simulators; @get NULL restores the
  * real one.  Replacing the source of REALTIME also replaces what VIRTUAL and VIRTUAL_RT count while
- * they run, from where they are.  @get is called inside an RCU read section: it must not wait, nor
- * read VIRTUAL or VIRTUAL_RT; what it returns below zero counts as zero.
+ * they run, from where they are.  @get is called inside an RCU read section, and of REALTIME and
+ * VIRTUAL_RT also under a lock of the library's: it must not wait, take a lock that anybody holds
+ * while calling the library, arm or delete timers, nor read VIRTUAL or VIRTUAL_RT.  What it returns
+ * below zero counts as zero.
  * Every list of the clock is re-evaluated.  A source whose time jumps must call
  * qemu_clock_notify() after each jump, as nothing else can tell the sleeping threads.
  * Returns 0 or -ENOMEM.  Thread: any.
@@ -123,7 +130,7 @@ void cpu_enable_ticks(void);
 
 /* Stops VIRTUAL and VIRTUAL_RT; nothing when they are stopped.  They have no deadline until they
  * are started again.  Callbacks may still run: see qemu_clock_enable().  Calls notify callbacks as
- * above.  Thread: any; does not block, and readers of the clocks are never blocked either. */
+ * above.  Thread: any; does not block, and no reader of the clocks holds it up. */
 void cpu_disable_ticks(void);
 
 /* The nanoseconds of real time for which VIRTUAL was started: VIRTUAL_RT, and VIRTUAL too unless
@@ -147,9 +154,10 @@ int64_t cpu_get_ticks(void);
  *       executed = run up to n instructions;
  *       icount_update(executed);
  *       qemu_clock_run_timers(QEMU_CLOCK_VIRTUAL);   the lists that this thread runs
- *       if every virtual CPU sleeps: icount_start_warp_timer(), wait, icount_account_warp_timer()
+ *       if every virtual CPU sleeps: icount_start_warp_timer(), wait
  *   }
  *
+ * and whoever wakes a virtual CPU, say a timer's callback, calls icount_account_warp_timer().
  * Lists of other threads are notified when VIRTUAL reaches their deadlines, and run there.  Only
  * timers of lists that the virtual CPU's own thread runs fire at the same instruction in every run.
  * docs/icount.md tells more.
@@ -254,18 +262,26 @@ int64_t icount_budget(int attr_mask);
  * Tells that every virtual CPU sleeps.  From now until icount_account_warp_timer() VIRTUAL goes on
  * by itself: with `no_sleep` at once to the next deadline; else along VIRTUAL_RT (in auto, to where
  * VIRTUAL_RT is), but not past the next deadline before its timers have run.  Where there is no
- * deadline, or only of EXTERNAL timers, which a guest does not see, VIRTUAL stands still.  Lists
- * with a timer due are notified.  When timers have run or were armed, a timer on VIRTUAL_RT of the
- * options' group looks again for the next deadline; a thread that has no such loop calls this once
- * more after each qemu_clock_run_timers(QEMU_CLOCK_VIRTUAL).  VIRTUAL does not jump while a
- * callback of VIRTUAL runs.
+ * deadline, or only of EXTERNAL timers, which a guest does not see, or of timers armed for never
+ * (INT64_MAX), VIRTUAL stands still.  Lists with a timer due are notified.
+ * A timer armed meanwhile by another thread counts from before its timer_mod() notifies anybody: a
+ * deadline that VIRTUAL comes to earlier in that call may be passed.  A deadline that goes
+ * meanwhile, because its timer was deleted or the clock disabled, is noticed at the next look: at
+ * the latest when VIRTUAL has come to it.
+ * When timers have run or were armed, a timer on VIRTUAL_RT of the options' group looks again for
+ * the next deadline (disabling VIRTUAL_RT stops it too); a thread that has no such loop calls this
+ * once more after each qemu_clock_run_timers(QEMU_CLOCK_VIRTUAL).  VIRTUAL does not jump while a
+ * callback of VIRTUAL runs.  A callback that wakes a virtual CPU calls icount_account_warp_timer()
+ * before it returns: else VIRTUAL goes on until that CPU's thread does so, with `no_sleep` past any
+ * number of deadlines.
  * Thread: any.  Call this and icount_account_warp_timer() under the embedder's own lock of who
  * sleeps, so that they come in the order of events.
  */
 void icount_start_warp_timer(void);
 
 /* Tells that a virtual CPU is about to run: ends what icount_start_warp_timer() began; VIRTUAL
- * stays where it has come to.  Nothing when no warp goes on.  Thread: any; as there. */
+ * stays where it has come to.  Nothing when no warp goes on.  Thread: any, also in callbacks of
+ * timers; as there. */
 void icount_account_warp_timer(void);
 
 /* Calls the options' exit_cb; while all virtual CPUs sleep, has the next deadline looked for again.
@@ -489,7 +505,7 @@ QEMUClockType timerlist_get_clock(QEMUTimerList *tl);
  * also what has reached the start of its range.  What a callback arms waits for the next pass.  A
  * pass below a callback first finishes what the outer one has left; only when nothing is left does
  * it begin a pass of its own.
- * Returns true when a callback ran.  Takes no lock when nothing is due.
+ * Returns true when a callback ran.  Takes no lock when nothing is due, but below a callback.
  * Thread: the one that runs the list, always the same, also below a callback; not inside an RCU
  * read section: aborts when something is due.  Calls back with no lock held.
  */
