@@ -11,10 +11,12 @@
 static void write_wake_fd(AioContext *ctx)
 {
     const uint64_t one = 1;
-    int saved = errno; /* we may be in a signal handler */
+    int saved = errno;         /* we may be in a signal handler */
+    int cancel = cancel_off(); /* who armed a timer must not end between that and this */
 
     while (write(ctx->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
     }
+    cancel_restore(cancel);
     errno = saved;
     fetch_add_seq(&ctx->notifies_sent, 1);
 }

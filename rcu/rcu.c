@@ -193,10 +193,13 @@ static void wait_for_backlog(void)
     if (self.never_block || self.in_deferred || this_thread.callbacks || aio_rcu_read_ongoing()) {
         return;
     }
+    int cancel = cancel_off(); /* the call is counted already */
+
     while (ld_relaxed(&backlog) > BACKLOG_MAX) {
         urcu_memb_synchronize_rcu();
         nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
     }
+    cancel_restore(cancel);
 }
 
 void aio_call_rcu(AioRcuHead *head, AioRcuFunc *func)

@@ -23,13 +23,13 @@ extern "C" {
 #include <vector>
 
 static const il_case *const kCases[] = {
-    &il_mod_mod,        &il_mod_del,   &il_mod_free,    &il_del_sync,
-    &il_del_sync_free,  &il_sooner,    &il_two_writers, &il_moved_head,
-    &il_disable,        &il_deinit,    &il_stop,        &il_lock,
-    &il_lock_return,    &il_mod_pass,  &il_arm_sleep,   &il_wake,
-    &il_wake_two,       &il_wake_flag, &il_bh,          &il_bh_delete,
-    &il_bh_close,       &il_warp_arm,  &il_warp_jump,   &il_warp_list_goes,
-    &il_warp_configure,
+    &il_mod_mod,        &il_mod_del,      &il_mod_free,    &il_del_sync,
+    &il_del_sync_free,  &il_sooner,       &il_two_writers, &il_moved_head,
+    &il_disable,        &il_deinit,       &il_stop,        &il_lock,
+    &il_lock_return,    &il_mod_pass,     &il_arm_sleep,   &il_wake,
+    &il_wake_two,       &il_wake_flag,    &il_bh,          &il_bh_delete,
+    &il_bh_close,       &il_warp_arm,     &il_warp_jump,   &il_warp_list_goes,
+    &il_warp_configure, &il_short_append, &il_short_move,  &il_short_cancel,
 };
 
 static il_result Explore(const il_case *c, int planted)

@@ -142,16 +142,6 @@ static inline int64_t timer_queue_soft_key(const struct timer_queue *q)
     return unlikely(q->soft.end > HEAP_ROOT) ? q->soft.group[0].key[HEAP_ROOT] : NO_DEADLINE;
 }
 
-/* What the first removals look at, which may be cold when a pass begins. */
-static inline void timer_queue_prefetch(const struct timer_queue *q)
-{
-    const struct heap_group *group = q->heap.group;
-
-    __builtin_prefetch(&group[0].ts[HEAP_ROOT]);
-    __builtin_prefetch(&group[1].key);
-    __builtin_prefetch(&group[1].ts);
-}
-
 /* The soonest deadline. */
 static inline int64_t timer_queue_key(const struct timer_queue *q)
 {
@@ -220,12 +210,12 @@ static ALWAYS_INLINE uint32_t heap_below(uint32_t i)
     return i - (HEAP_ROOT - 1);
 }
 
-/* For a timer in the heap, without a range: gives it deadline @key if it may stay where it is and
+/* For a timer without a range, in the heap at @i: gives it deadline @key if it may stay there and
  * that is seen at once, as most often; else changes nothing and returns false. */
-static ALWAYS_INLINE bool timer_queue_stays(struct timer_queue *q, const QEMUTimer *ts, int64_t key)
+static ALWAYS_INLINE bool timer_queue_stays(struct timer_queue *q, uint32_t i, int64_t key)
 {
     struct heap_group *group = q->heap.group;
-    uint32_t i = ts->place, up = heap_parent(i);
+    uint32_t up = heap_parent(i);
 
     if (unlikely(heap_below(i) * HEAP_WIDTH < q->heap.end) ||
         unlikely(group[up / HEAP_WIDTH].key[up % HEAP_WIDTH] >= key)) {

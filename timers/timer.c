@@ -22,7 +22,6 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
 
 static_assert(sizeof(QEMUTimer) == 80, "part of the binary interface");
 static int64_t to_ns(const QEMUTimer *ts, int64_t t)
@@ -87,18 +86,6 @@ static QEMUTimerList *lock_timer(const QEMUTimer *ts, const char *call)
     return tl;
 }
 
-/* The same for a caller that may come to wait for a callback. */
-static QEMUTimerList *lock_timer_to_wait(const QEMUTimer *ts, const char *call)
-{
-    QEMUTimerList *tl = lock_timer(ts, call);
-
-    if (tl->runs && !this_thread.callbacks) {
-        list_lock_to_wait(&tl->lock);
-        check_still_of(tl, ts, call);
-    }
-    return tl;
-}
-
 /*
  * The short way in, for the thread that runs the list while it has the lock to itself.  It takes no
  * call, so that there is no register to be saved.  Returns NULL when there is none.
@@ -110,21 +97,10 @@ static ALWAYS_INLINE QEMUTimerList *lock_short(const QEMUTimer *ts)
     return guess_list(ts, &tl) && list_lock_by_bias(&tl->lock) ? tl : NULL;
 }
 
-/* What the short way does not take: state and attributes, which it reads as one. */
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define NOT_PLAIN (UINT32_C(0xffff0000) | TIMER_DEAD | TIMER_RANGE)
-#else
-#define NOT_PLAIN (UINT32_C(0xffff) | (uint32_t)(TIMER_DEAD | TIMER_RANGE) << 16)
-#endif
-static_assert(offsetof(QEMUTimer, attributes) == offsetof(QEMUTimer, state) + 2, "read as one");
-
 /* Whether @ts is alive, of class NORMAL, and without a range.  Under the lock. */
 static ALWAYS_INLINE bool is_plain(const QEMUTimer *ts)
 {
-    uint32_t both;
-
-    memcpy(&both, &ts->state, sizeof(both));
-    return likely(!(both & NOT_PLAIN));
+    return likely(!(ts->attributes | (ts->state & (TIMER_DEAD | TIMER_RANGE))));
 }
 
 static inline bool is_armed(const QEMUTimer *ts)
@@ -212,7 +188,7 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
     if (!ts->timer_list) {
         return 0;
     }
-    tl = sync ? lock_timer_to_wait(ts, call) : lock_timer(ts, call);
+    tl = lock_timer(ts, call);
     if (ts->state & TIMER_HEAP) {
         die_misuse(call, "the timer is from timer_new(); timer_free() it");
     }
@@ -448,11 +424,13 @@ static ALWAYS_INLINE bool arm_short(QEMUTimer *ts, int64_t ns)
     QEMUTimerList *tl = lock_short(ts);
     struct timer_class *cls;
     struct timer_queue *q;
+    uint32_t place;
     unsigned lane;
 
     if (unlikely(!tl)) {
         return arm(ts, ns, ns);
     }
+    place = ts->place;
     cls = &tl->cls[CLASS_NORMAL];
     q = &cls->queue;
     if (unlikely(!is_plain(ts)) || unlikely(touches_head(cls, ts->expire_time, ns))) {
@@ -460,19 +438,19 @@ static ALWAYS_INLINE bool arm_short(QEMUTimer *ts, int64_t ns)
     }
     lane = timer_queue_near_lane(q, ns);
     if (lane < TQ_LANES) {
-        if (unlikely(ts->place != PLACE_NONE)) {
+        if (unlikely(place != PLACE_NONE)) {
             return arm_plain_unlock(tl, ts, ns);
         }
         ts->seq = ++tl->seq;
         st_release(&ts->expire_time, ns);
         timer_queue_append(q, lane, ts, ns);
     } else {
-        if (unlikely(ts->place >= PLACE_LIST) || unlikely(timer_queue_near_stray(q, ns))) {
+        if (unlikely(place >= PLACE_LIST) || unlikely(timer_queue_near_stray(q, ns))) {
             return arm_plain_unlock(tl, ts, ns);
         }
         ts->seq = ++tl->seq;
         st_release(&ts->expire_time, ns);
-        if (!timer_queue_stays(q, ts, ns)) {
+        if (!timer_queue_stays(q, place, ns)) {
             return move_unlock(tl, ts, ns);
         }
         timer_queue_note_stray(q, ns);
@@ -636,7 +614,7 @@ int timer_del_sync(QEMUTimer *ts)
     int ret;
 
     rcu_check_may_wait("timer_del_sync");
-    tl = lock_timer_to_wait(ts, "timer_del_sync");
+    tl = lock_timer(ts, "timer_del_sync");
     timerlist_get(tl); /* the callback may free the timer, and its reference with it */
     ret = timerlist_cancel_locked(tl, ts);
     run = timerlist_find_run_locked(tl, ts);

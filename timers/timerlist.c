@@ -363,7 +363,8 @@ void timerlist_wait_run_locked(QEMUTimerList *tl, struct timer_run *run,
 {
     *waiter = (struct timer_waiter){ .next = run->waiters };
     run->waiters = waiter;
-    while (!waiter->done) { /* from then on the runner does not touch it */
+    list_lock_to_wait(&tl->lock); /* the run may end meanwhile: it tells the waiter */
+    while (!waiter->done) {       /* from then on the runner does not touch it */
         list_lock_cond_wait(&tl->lock, &tl->run_done);
     }
 }
@@ -533,7 +534,6 @@ bool timerlist_run_timers(QEMUTimerList *tl)
     if (head == NO_DEADLINE || !its_clock_runs(tl)) {
         return false;
     }
-    timer_queue_prefetch(&tl->cls[CLASS_NORMAL].queue);
     now = its_now(tl);
     /* Below a callback: the outer pass may have taken on ranges that are not in the queues now. */
     if (head > now && soft_moment(tl) > now && tl->depth == 0) {
