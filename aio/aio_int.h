@@ -75,10 +75,14 @@ struct AioHandler {
     unsigned busy;             /* its callbacks on the stack */
     bool removed;              /* call nothing any more; free when nothing below refers to it */
     bool queued;               /* its completion is among ctx->done */
-    bool armed;                /* io_uring: a poll request is in the kernel or on its way there */
+    bool armed;                /* io_uring: a poll request is in the kernel or on its way there;
+                                * epoll: the set holds it */
+    uint32_t epoll_key;        /* epoll: of this addition to the set */
+    uint32_t epoll_events;     /* epoll: how many there were */
     struct fd_request *told;   /* removals to be told of once busy is 0 */
     CqeHandler ready;          /* its completion: res is a POLL* mask */
-    AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, ppoll watched */
+    AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, epoll not in the set,
+                                * ppoll watched */
 };
 
 struct AioContext {
@@ -130,8 +134,8 @@ struct AioContext {
  */
 struct FDMonOps {
     const char *name;
-    /* Makes mon_state.  Returns 0 or -errno; -ENOSYS, -EPERM and -ENOMEM let another monitor be
-     * tried. */
+    /* Makes mon_state.  Returns 0 or -errno; may_fall_back() in context.c says which errors let the
+     * next monitor be tried. */
     int (*init)(AioContext *ctx, unsigned entries);
     /* The calling thread is home from now on. */
     void (*attach)(AioContext *ctx);
@@ -153,7 +157,7 @@ struct FDMonOps {
     void (*close)(AioContext *ctx);
 };
 
-extern const FDMonOps fdmon_io_uring, fdmon_ppoll;
+extern const FDMonOps fdmon_io_uring, fdmon_epoll, fdmon_ppoll;
 
 /* Appends a completion to those to be dispatched. */
 static inline void context_complete(AioContext *ctx, CqeHandler *handler)

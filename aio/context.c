@@ -23,7 +23,7 @@
 
 enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
 
-static const FDMonOps *const monitors[] = { &fdmon_io_uring, &fdmon_ppoll };
+static const FDMonOps *const monitors[] = { &fdmon_io_uring, &fdmon_epoll, &fdmon_ppoll };
 enum { MONITORS = sizeof(monitors) / sizeof(monitors[0]) };
 
 /* ---- Making a context ------------------------------------------------------------------------ */
@@ -35,23 +35,48 @@ static const FDMonOps *find_monitor(const char *name, const char *where)
             return monitors[i];
         }
     }
-    fprintf(stderr, "aioctx: %s: there is no monitor '%s'; use io_uring or ppoll\n", where, name);
+    fprintf(stderr, "aioctx: %s: there is no monitor '%s'; use io_uring, epoll or ppoll\n", where,
+            name);
     return NULL;
 }
 
+/* Missing, forbidden, or no room for it: no memory, too many fds, too many watched ones. */
 static bool may_fall_back(int err)
 {
-    return err == -ENOSYS || err == -EPERM || err == -EACCES || err == -ENOMEM;
+    return err == -ENOSYS || err == -EPERM || err == -EACCES || err == -ENOMEM || err == -EMFILE ||
+           err == -ENFILE || err == -ENOSPC;
 }
 
-static void say_fallback(const char *name, const char *instead, int err)
+static void say_fallback(const char *what_failed, const char *instead)
 {
     static bool said;
 
     if (!xchg_seq(&said, true)) {
-        fprintf(stderr, "aioctx: no %s here (%s); using %s, which has no file I/O\n", name,
-                strerror(-err), instead);
+        fprintf(stderr, "aioctx: %s; using %s, which has no file I/O\n", what_failed, instead);
     }
+}
+
+/* The first of the monitors that can be had, from the best one on. */
+static int init_any_monitor(AioContext *ctx, unsigned entries)
+{
+    char failed[256] = "";
+    int err = -EINVAL;
+
+    for (int i = 0; i < MONITORS; i++) {
+        size_t len = strlen(failed);
+
+        ctx->mon = monitors[i];
+        err = ctx->mon->init(ctx, entries);
+        if (!may_fall_back(err)) {
+            break;
+        }
+        snprintf(failed + len, sizeof(failed) - len, "%sno %s%s (%s)", i ? ", " : "",
+                 ctx->mon->name, i ? "" : " here", strerror(-err));
+    }
+    if (err == 0 && *failed) {
+        say_fallback(failed, ctx->mon->name);
+    }
+    return err;
 }
 
 static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
@@ -59,27 +84,16 @@ static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
     unsigned entries = opts->ring_entries ? opts->ring_entries : RING_ENTRIES;
     const char *env = getenv("AIOCTX_FDMON");
     const char *name = opts->monitor ? opts->monitor : env && *env ? env : NULL;
-    int err = -EINVAL;
 
     if (entries > RING_ENTRIES_MAX) {
         fprintf(stderr, "aioctx: ring_entries is %u; it is 1 to %d\n", entries, RING_ENTRIES_MAX);
         return -EINVAL;
     }
-    if (name) {
-        ctx->mon = find_monitor(name, opts->monitor ? "AioContextOptions.monitor" : "AIOCTX_FDMON");
-        return ctx->mon ? ctx->mon->init(ctx, entries) : -EINVAL;
+    if (!name) {
+        return init_any_monitor(ctx, entries);
     }
-    for (int i = 0; i < MONITORS; i++) {
-        ctx->mon = monitors[i];
-        err = ctx->mon->init(ctx, entries);
-        if (!may_fall_back(err)) {
-            break;
-        }
-        if (i + 1 < MONITORS) {
-            say_fallback(monitors[i]->name, monitors[i + 1]->name, err);
-        }
-    }
-    return err;
+    ctx->mon = find_monitor(name, opts->monitor ? "AioContextOptions.monitor" : "AIOCTX_FDMON");
+    return ctx->mon ? ctx->mon->init(ctx, entries) : -EINVAL;
 }
 
 static int init_context(AioContext *ctx, const AioContextOptions *opts)

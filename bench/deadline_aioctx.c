@@ -7,7 +7,7 @@
 
 int64_t deadline_lead_ns;
 
-enum { NORMAL, PPOLL, PRECISE };
+enum { NORMAL, EPOLL, PPOLL, PRECISE };
 
 struct aioctx_source {
     AioContext *ctx;
@@ -25,7 +25,9 @@ static void *aioctx_open(const struct deadline_source *source)
 {
     struct aioctx_source *s = bench_alloc(sizeof(*s));
     AioContextOptions opts = {
-        .monitor = source->variant == PPOLL ? "ppoll" : NULL,
+        .monitor = source->variant == EPOLL   ? "epoll"
+                   : source->variant == PPOLL ? "ppoll"
+                                              : NULL,
         .precise_ns = source->variant == PRECISE ? deadline_lead_ns : 0,
     };
     s->ctx = aio_context_new(&opts);
@@ -63,6 +65,15 @@ const struct deadline_source deadline_aioctx = {
     .wait = aioctx_wait,
     .close = aioctx_close,
     .variant = NORMAL,
+};
+/* With a thread's usual timer slack it waits on a timerfd alone. */
+const struct deadline_source deadline_aioctx_epoll = {
+    .name = "aioctx-epoll",
+    .slack = true,
+    .open = aioctx_open,
+    .wait = aioctx_wait,
+    .close = aioctx_close,
+    .variant = EPOLL,
 };
 const struct deadline_source deadline_aioctx_ppoll = {
     .name = "aioctx-ppoll",

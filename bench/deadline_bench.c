@@ -5,11 +5,11 @@
  *   exact           the thread's timer slack is 1 ns, as an iothread's is
  *   default-slack   it is 50 us, as any other thread's is; only sources that it puts off
  *
- * One operation is one deadline, 50 us to 2 ms ahead, and the sleep until then; nothing else is
- * armed.  Lateness is from the deadline to the first line of the user's code.  The sources take
- * turns, deadline by deadline, in an order that is drawn anew each time, and each gets the same
- * distance.  The percentiles are of all deadlines of a source together; CPU time is the thread's,
- * per deadline.
+ * One operation is one deadline, 50 us to 2 ms ahead or as --ahead-us says, and the sleep until
+ * then; nothing else is armed.  Lateness is from the deadline to the first line of the user's
+ * code.  The sources take turns, deadline by deadline, in an order that is drawn anew each time,
+ * and each gets the same distance.  The percentiles are of all deadlines of a source together; CPU
+ * time is the thread's, per deadline.
  *
  *   spin            reads the clock all the time: the best that can be had, and its price
  *   posix-sigwait   a POSIX timer that sends the thread a signal, and sigwaitinfo()
@@ -21,6 +21,7 @@
  *   uring-wait-abs  the same with an absolute one
  *   uring-timeout   a timeout request, absolute
  *   aioctx          a timer on a context, with the default monitor
+ *   aioctx-epoll    the same with the epoll monitor
  *   aioctx-ppoll    the same with the ppoll monitor
  *   aioctx-precise  the same with the default monitor and a lead of --lead-us
  *
@@ -37,11 +38,11 @@
 enum { AHEAD_MIN_NS = 50000, AHEAD_MAX_NS = 2000000, SLACK_NS = 50000 };
 
 static const struct deadline_source *const sources[] = {
-    &deadline_spin,           &deadline_sigwait,       &deadline_handler,
-    &deadline_timerfd,        &deadline_timerfd_epoll, &deadline_ppoll,
-    &deadline_epoll_pwait2,   &deadline_uring_rel,     &deadline_uring_abs,
-    &deadline_uring_timeout,  &deadline_aioctx,        &deadline_aioctx_ppoll,
-    &deadline_aioctx_precise,
+    &deadline_spin,          &deadline_sigwait,        &deadline_handler,
+    &deadline_timerfd,       &deadline_timerfd_epoll,  &deadline_ppoll,
+    &deadline_epoll_pwait2,  &deadline_uring_rel,      &deadline_uring_abs,
+    &deadline_uring_timeout, &deadline_aioctx,         &deadline_aioctx_epoll,
+    &deadline_aioctx_ppoll,  &deadline_aioctx_precise,
 };
 enum { SOURCES = sizeof(sources) / sizeof(sources[0]) };
 
@@ -56,6 +57,7 @@ struct result {
 struct job {
     const char *impl_list;
     unsigned deadlines;
+    uint64_t ahead_ns; /* of each; 0: drawn */
     unsigned long slack_ns;
     bool slack_only;
     struct result *results; /* SOURCES for each thread */
@@ -107,7 +109,8 @@ static void run_thread(unsigned index, void *opaque)
         }
     }
     for (unsigned d = 0; d < job->deadlines; d++) {
-        uint64_t ahead = AHEAD_MIN_NS + bench_random_below(&seed, AHEAD_MAX_NS - AHEAD_MIN_NS);
+        uint64_t drawn = AHEAD_MIN_NS + bench_random_below(&seed, AHEAD_MAX_NS - AHEAD_MIN_NS);
+        uint64_t ahead = job->ahead_ns ? job->ahead_ns : drawn;
         shuffle(order, n, &seed);
         for (unsigned i = 0; i < n; i++) {
             measure(sources[order[i]], state[order[i]], ahead, &results[order[i]], d);
@@ -181,12 +184,14 @@ int main(int argc, char **argv)
 {
     static const char *const cases[] = { "exact", "default-slack", NULL };
     const char *case_list = NULL, *impl_list = NULL, *deadlines = NULL, *lead = NULL;
+    const char *ahead = NULL;
     const struct bench_opt opts[] = {
         { "runs", NULL, NULL, NULL }, /* see --deadlines */
         { "run-ms", NULL, NULL, NULL },
         { "case", "CASE,...", "of exact, default-slack (default both)", &case_list },
         { "impl", "IMPL,...", "sources to measure (default all)", &impl_list },
         { "deadlines", "N", "of each source, 1 ms each on average (default 1400)", &deadlines },
+        { "ahead-us", "N", "every deadline so far ahead (default 50 to 2000, drawn)", &ahead },
         { "lead-us", "N", "precise mode's lead (default 100)", &lead },
         { 0 },
     };
@@ -202,15 +207,19 @@ int main(int argc, char **argv)
     unsigned n = b.smoke ? 40 : 1400;
     n = deadlines ? (unsigned)bench_number("--deadlines", deadlines, 1, 1000000) : n;
     deadline_lead_ns = 1000 * (int64_t)(lead ? bench_number("--lead-us", lead, 1, 1000000) : 100);
+    uint64_t ahead_ns = ahead ? 1000 * bench_number("--ahead-us", ahead, 1, 10000000) : 0;
 
     if (bench_listed(case_list, cases[0])) {
-        struct job job = { .impl_list = impl_list, .deadlines = n, .slack_ns = 1 };
+        struct job job = {
+            .impl_list = impl_list, .deadlines = n, .ahead_ns = ahead_ns, .slack_ns = 1
+        };
         run_case(&b, cases[0], &job);
     }
     if (bench_listed(case_list, cases[1])) {
         struct job job = {
             .impl_list = impl_list,
             .deadlines = (n + 3) / 4,
+            .ahead_ns = ahead_ns,
             .slack_ns = SLACK_NS,
             .slack_only = true,
         };

@@ -21,7 +21,7 @@ struct deadline_source {
 extern const struct deadline_source deadline_spin, deadline_sigwait, deadline_handler,
     deadline_timerfd, deadline_timerfd_epoll, deadline_ppoll, deadline_epoll_pwait2,
     deadline_uring_rel, deadline_uring_abs, deadline_uring_timeout, deadline_aioctx,
-    deadline_aioctx_ppoll, deadline_aioctx_precise;
+    deadline_aioctx_epoll, deadline_aioctx_ppoll, deadline_aioctx_precise;
 
 /* deadline_aioctx_precise's lead, set before it is opened. */
 extern int64_t deadline_lead_ns;

@@ -15,7 +15,7 @@
 #include <thread>
 #include <unistd.h>
 
-const std::vector<const char *> kMonitors = { "io_uring", "ppoll" };
+const std::vector<const char *> kMonitors = { "io_uring", "epoll", "ppoll" };
 
 std::string MonitorName(const testing::TestParamInfo<const char *> &info)
 {

@@ -147,6 +147,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, BlkAlign,
                          testing::Values(AlignCase{ "io_uring", 1, true, "" },
                                          AlignCase{ "io_uring", 512, true, "" },
                                          AlignCase{ "ppoll", 512, false, "" },
+                                         AlignCase{ "epoll", 512, true, "" },
                                          AlignCase{ "ppoll", 4096, true, "" },
                                          AlignCase{ "io_uring", 512, true, "?detach=on" },
                                          AlignCase{ "ppoll", 1, true, "?detach=on" }));

@@ -254,14 +254,17 @@ TEST(BlkOpen, VectorsSumTheirBuffers)
 TEST(BlkOpen, TheFileDriverSaysThatItNeedsARing)
 {
     TempDir dir;
-    char *why = nullptr;
-    ScopedIOThread io("ppoll");
 
     MakeFile(dir.Path("f"), 8192);
     Blk blk = Open("file:" + dir.Path("f"));
-    EXPECT_EQ(blk_check_context(blk.get(), io.ctx(), &why), -ENOTSUP);
-    ASSERT_NE(why, nullptr);
-    EXPECT_TRUE(Contains(why, "io_uring") && Contains(why, "ppoll")) << why;
-    free(why);
-    EXPECT_EQ(blk_check_context(Open("null://").get(), io.ctx(), nullptr), 0);
+    for (const char *monitor : { "epoll", "ppoll" }) {
+        char *why = nullptr;
+        ScopedIOThread io(monitor);
+
+        EXPECT_EQ(blk_check_context(blk.get(), io.ctx(), &why), -ENOTSUP);
+        ASSERT_NE(why, nullptr);
+        EXPECT_TRUE(Contains(why, "io_uring") && Contains(why, monitor)) << why;
+        free(why);
+        EXPECT_EQ(blk_check_context(Open("null://").get(), io.ctx(), nullptr), 0);
+    }
 }

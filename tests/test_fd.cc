@@ -418,6 +418,88 @@ TEST_P(Fd, OneThatWasClosedDoesNotMakeTheLoopSpin)
     Remove(ctx, fd);
 }
 
+/* Watching it is not to be told of, but the loop must get on. */
+TEST_P(Fd, OneThatWasClosedWhileItsFileLivesOnDoesNotMakeTheLoopSpin)
+{
+    ScopedContext ctx(GetParam());
+    SocketPair s;
+    int fd = dup(s.a), calls = 0;
+    bool fired = false;
+    Call call{ [&] { calls++; } }, fire{ [&] { fired = true; } };
+    QEMUTimer *ts = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_MS, Call::Run, &fire);
+
+    SetRead(ctx, fd, &call);
+    aio_poll(ctx, false);
+    close(fd);
+    ASSERT_EQ(write(s.b, "x", 1), 1);
+    for (int i = 0; i < 1000; i++) {
+        aio_poll(ctx, false);
+    }
+    EXPECT_LE(calls, 100);
+    uint64_t before = ctx.Stats().iterations;
+    timer_mod(ts, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 10);
+    while (!fired) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_LE(ctx.Stats().iterations - before, 100u) << "it spins";
+    EXPECT_EQ(Remove(ctx, fd), 0);
+    timer_free(ts);
+}
+
+TEST_P(Fd, RegularFileIsAlwaysReady)
+{
+    ScopedContext ctx(GetParam());
+    FILE *file = tmpfile();
+    int reads = 0, writes = 0;
+    struct Both {
+        int *r, *w;
+    } both{ &reads, &writes };
+    auto count_read = [](void *o) { ++*static_cast<Both *>(o)->r; };
+    auto count_write = [](void *o) { ++*static_cast<Both *>(o)->w; };
+
+    ASSERT_NE(file, nullptr);
+    int fd = fileno(file);
+    ASSERT_EQ(aio_set_fd_handler(ctx, fd, count_read, nullptr, nullptr, nullptr, &both), 0);
+    for (int i = 1; i <= 3; i++) {
+        while (reads < i) {
+            aio_poll(ctx, true);
+        }
+    }
+    EXPECT_EQ(writes, 0);
+    ASSERT_EQ(aio_set_fd_handler(ctx, fd, nullptr, count_write, nullptr, nullptr, &both), 0);
+    while (!writes) {
+        aio_poll(ctx, true);
+    }
+    EXPECT_EQ(Remove(ctx, fd), 0);
+    reads = writes = 0;
+    EXPECT_FALSE(aio_poll(ctx, false));
+    EXPECT_EQ(reads + writes, 0);
+    fclose(file);
+}
+
+TEST_P(Fd, RegularFileThatWasClosedDoesNotMakeTheLoopSpin)
+{
+    ScopedContext ctx(GetParam());
+    FILE *file = tmpfile();
+    int calls = 0;
+    Call call{ [&] { calls++; } };
+
+    ASSERT_NE(file, nullptr);
+    int fd = fileno(file);
+    SetRead(ctx, fd, &call);
+    while (!calls) {
+        aio_poll(ctx, true);
+    }
+    fclose(file); /* misuse: before the removal */
+    int before = calls;
+    for (int i = 0; i < 100; i++) {
+        aio_poll(ctx, false);
+    }
+    EXPECT_GE(calls - before, 1) << "it is to see the error";
+    EXPECT_LE(calls - before, 5);
+    EXPECT_EQ(Remove(ctx, fd), 0);
+}
+
 TEST_P(Fd, NestedPollServesOtherFds)
 {
     ScopedContext ctx(GetParam());
@@ -437,6 +519,39 @@ TEST_P(Fd, NestedPollServesOtherFds)
     ASSERT_EQ(write(s.b, "o", 1), 1);
     while (!inner) {
         aio_poll(ctx, true);
+    }
+    Remove(ctx, s.a);
+    Remove(ctx, t.a);
+}
+
+TEST_P(Fd, NestedPollDoesNotDispatchAnEventTwice)
+{
+    ScopedContext ctx(GetParam());
+    SocketPair s, t;
+    int calls = 0;
+    struct One {
+        AioContext *ctx;
+        int fd, *calls;
+    } one{ ctx, s.a, &calls }, two{ ctx, t.a, &calls };
+    auto handler = [](void *opaque) {
+        One *o = static_cast<One *>(opaque);
+        char c;
+
+        ++*o->calls;
+        EXPECT_EQ(read(o->fd, &c, 1), 1) << "nothing was there";
+        aio_poll(o->ctx, false); /* the other one waits to be dispatched, and is ready still */
+    };
+
+    for (One *o : { &one, &two }) {
+        ASSERT_EQ(aio_set_fd_handler(ctx, o->fd, handler, nullptr, nullptr, nullptr, o), 0);
+    }
+    for (int i = 1; i <= 50; i++) {
+        ASSERT_EQ(write(s.b, "x", 1), 1);
+        ASSERT_EQ(write(t.b, "x", 1), 1);
+        while (calls < 2 * i) {
+            aio_poll(ctx, true);
+        }
+        EXPECT_EQ(calls, 2 * i);
     }
     Remove(ctx, s.a);
     Remove(ctx, t.a);

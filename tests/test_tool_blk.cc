@@ -145,7 +145,7 @@ TEST(ToolBlk, WrongOptionsGetOneLineThatSaysWhatWasExpected)
     ExpectRefused("--backend null:// --fsync 4", "expected a --rw that writes");
     ExpectRefused("--backend null:// --verify md5", "expected crc32c or none");
     ExpectRefused("--backend null:// --expect-pattern", "expected --verify crc32c");
-    ExpectRefused("--backend null:// --monitor kqueue", "expected io_uring or ppoll");
+    ExpectRefused("--backend null:// --monitor kqueue", "expected io_uring, epoll or ppoll");
     ExpectRefused("--backend null:// --create", "go with --file");
     ExpectRefused("--file a --create", "expected --size");
     ExpectRefused("--file ''", "not empty");

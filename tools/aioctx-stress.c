@@ -316,8 +316,10 @@ static void check_round(void)
 
 static const char *monitor_of(unsigned context)
 {
-    if (!strcmp(S.opt.monitor, "both")) {
-        return context % 2 ? "ppoll" : "io_uring";
+    static const char *const all[] = { "io_uring", "epoll", "ppoll" };
+
+    if (!strcmp(S.opt.monitor, "all")) {
+        return all[context % 3];
     }
     return strcmp(S.opt.monitor, "auto") ? S.opt.monitor : NULL;
 }

@@ -99,7 +99,7 @@ static const char help[] =
     "  --verify-errors-max N  stop when an iothread has found N mismatches [1]\n"
     "\n"
     "How:\n"
-    "  --monitor NAME         io_uring or ppoll [io_uring where the kernel has it]\n"
+    "  --monitor NAME         io_uring, epoll or ppoll [the first that can be had]\n"
     "  --json FILE            write configuration and results as JSON too; '-': to standard\n"
     "                         output, and the table to standard error\n"
     "  --no-progress          no progress line (there is none anyway when stderr is no terminal)\n"
@@ -242,8 +242,8 @@ static bool take_verify(struct blk_options *opt, const char *text)
 
 static bool take_monitor(struct blk_options *opt, const char *text)
 {
-    if (strcmp(text, "io_uring") != 0 && strcmp(text, "ppoll") != 0) {
-        blk_complain("--monitor '%s': expected io_uring or ppoll", text);
+    if (strcmp(text, "io_uring") != 0 && strcmp(text, "epoll") != 0 && strcmp(text, "ppoll") != 0) {
+        blk_complain("--monitor '%s': expected io_uring, epoll or ppoll", text);
         return false;
     }
     opt->monitor = text;

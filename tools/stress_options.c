@@ -39,7 +39,8 @@ static const char help[] =
     "  -t, --threads N    threads that operate, 1 to 30 (4)\n"
     "  -c, --contexts N   iothreads that the timers belong to, 1 to 30 (2)\n"
     "  -n, --timers N     timers that all threads share, 1 to 100000 (16)\n"
-    "      --monitor M    io_uring, ppoll, both (in turn), or auto: the library chooses (auto)\n"
+    "      --monitor M    io_uring, epoll, ppoll, all (in turn), or auto: the library's choice\n"
+    "                     (auto)\n"
     "      --mix OP=W,... how often each operation is chosen, relative to the others; those not\n"
     "                     named are not used.  (mod=40,anticipate=15,range=10,forward=10,del=12,\n"
     "                     del-sync=8,free=5,embed=10,read=10,walk=3,deadline=4,disable=2,stop=2,\n"
@@ -114,10 +115,15 @@ static void parse_mix(struct options *opt, const char *value)
 
 static void parse_monitor(struct options *opt, const char *s)
 {
-    if (strcmp(s, "io_uring") && strcmp(s, "ppoll") && strcmp(s, "both") && strcmp(s, "auto")) {
-        bad_option("monitor", s, "io_uring, ppoll, both or auto");
+    static const char *const known[] = { "io_uring", "epoll", "ppoll", "all", "auto" };
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (!strcmp(s, known[i])) {
+            opt->monitor = s;
+            return;
+        }
     }
-    opt->monitor = s;
+    bad_option("monitor", s, "io_uring, epoll, ppoll, all or auto");
 }
 
 static void parse_plant(struct options *opt, const char *s)

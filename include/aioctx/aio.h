@@ -38,8 +38,9 @@ typedef struct AioContext AioContext;
 /* ---- Contexts -------------------------------------------------------------------------------- */
 
 typedef struct AioContextOptions {
-    /* "io_uring" or "ppoll"; NULL: what AIOCTX_FDMON names, else io_uring, else, where the kernel
-     * does not let us have a ring, ppoll, which is said once on stderr. */
+    /* "io_uring", "epoll" or "ppoll"; NULL: what AIOCTX_FDMON names, else the first of them, in
+     * this order, that the kernel lets us have.  When that is not io_uring, it is said once on
+     * stderr, with the reason: missing, forbidden, out of memory or of file descriptors. */
     const char *monitor;
     unsigned ring_entries; /* of the submission queue, 1 to 32768; 0: 128 */
     int64_t precise_ns;    /* as aio_context_set_precise(); 0: off */
@@ -49,8 +50,8 @@ typedef struct AioContextOptions {
 /*
  * Makes a context.  @opts NULL: defaults.
  * Returns NULL with errno: EINVAL for a bad option or environment variable (and says on stderr
- * which values there are), ENOMEM, EMFILE or ENFILE, ENOSYS or EPERM when a ring was asked for and
- * the kernel has none for us.
+ * which values there are), ENOMEM, EMFILE or ENFILE, ENOSYS or EPERM when a monitor was asked
+ * for that the kernel does not let us have.
  * Thread: any.  Lifetime: one reference, given back with aio_context_unref().
  */
 AioContext *aio_context_new(const AioContextOptions *opts);
@@ -73,8 +74,8 @@ void aio_context_unref(AioContext *ctx);
  * context.  Thread: any. */
 QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx);
 
-/* The name of the context's monitor: "io_uring" or "ppoll", a string of the library's own.  Thread:
- * any. */
+/* The name of the context's monitor: "io_uring", "epoll" or "ppoll", a string of the library's
+ * own.  Thread: any. */
 const char *aio_context_get_monitor(AioContext *ctx);
 
 /*
@@ -297,7 +298,7 @@ int aio_cancel_sqe(CqeHandler *handler);
 typedef struct AioContextStats {
     uint64_t iterations;      /* of aio_poll() */
     uint64_t sleeps;          /* waits in the kernel that could block */
-    uint64_t syscalls;        /* made by the home thread's loop: enter or ppoll, eventfd reads */
+    uint64_t syscalls;        /* made by the home thread's loop and its monitor */
     uint64_t wakeups_notify;  /* sleeps that a notify ended */
     uint64_t wakeups_timeout; /* the other sleeps: a deadline, as a rule */
     uint64_t wakeups_event;   /* sleeps that a completion or an fd ended */
