@@ -96,7 +96,8 @@ struct AioContext {
 
     /* Fixed from aio_context_new() on. */
     const FDMonOps *mon __attribute__((aligned(64)));
-    int wake_fd; /* eventfd, blocking: read only when it is readable */
+    int wake_fd;  /* eventfd, blocking: read only when it is readable */
+    bool is_main; /* the main loop's: the lists of tlg are main_loop_tlg's */
     QEMUTimerListGroup tlg;
 
     /* Under `lock`. */
@@ -117,6 +118,7 @@ struct AioContext {
     struct fd_request *fd_told;  /* removals that were applied and are to be told of */
     AioHandler *busy;            /* whose callback is on top of the stack */
     unsigned depth;              /* of aio_poll() */
+    unsigned idle_events;        /* completions of this iteration that were no progress */
     bool shut;                   /* context_shutdown() was here */
     uint64_t inflight_ops;       /* of users, on the ring; until their callbacks are called */
     uint64_t inflight_other;     /* aio_context_count_inflight() */
@@ -208,6 +210,8 @@ static inline bool handlers_have_requests(AioContext *ctx)
 
 /* ---- Between the files of this folder -------------------------------------------------------- */
 
+/* context.c: aio_context_new(), also for the main loop. */
+AioContext *context_new(const AioContextOptions *opts, bool is_main);
 /* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
 void context_enter_home(AioContext *ctx, const char *call);
 /* context.c: one iteration that waits until @limit_ns at most: a time of CLOCK_MONOTONIC, WAIT_NOT

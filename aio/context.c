@@ -96,6 +96,24 @@ static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
     return ctx->mon ? ctx->mon->init(ctx, entries) : -EINVAL;
 }
 
+/* The main loop's lists outlive its context. */
+static int init_timers(AioContext *ctx)
+{
+    if (!ctx->is_main) {
+        return timerlistgroup_init(&ctx->tlg, context_notify_from_timer, ctx);
+    }
+    init_clocks(NULL);
+    ctx->tlg = main_loop_tlg;
+    return 0;
+}
+
+static void deinit_timers(AioContext *ctx)
+{
+    if (!ctx->is_main) {
+        timerlistgroup_deinit(&ctx->tlg);
+    }
+}
+
 static int init_context(AioContext *ctx, const AioContextOptions *opts)
 {
     int ret;
@@ -110,7 +128,7 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
     if (ctx->wake_fd < 0) {
         return -errno;
     }
-    ret = timerlistgroup_init(&ctx->tlg, context_notify_from_timer, ctx);
+    ret = init_timers(ctx);
     if (ret < 0) {
         goto close_fd;
     }
@@ -121,7 +139,7 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
     return 0;
 
 free_timers:
-    timerlistgroup_deinit(&ctx->tlg);
+    deinit_timers(ctx);
 close_fd:
     close(ctx->wake_fd);
     ctx->wake_fd = -1;
@@ -139,12 +157,11 @@ static void free_context(AioRcuHead *head)
     free(ctx);
 }
 
-AioContext *aio_context_new(const AioContextOptions *opts)
+AioContext *context_new(const AioContextOptions *opts, bool is_main)
 {
     AioContext *ctx;
     int ret;
 
-    rcu_check_fork("aio_context_new");
     ctx = aligned_alloc(64, (sizeof(*ctx) + 63) / 64 * 64);
     if (!ctx) {
         errno = ENOMEM;
@@ -152,6 +169,7 @@ AioContext *aio_context_new(const AioContextOptions *opts)
     }
     memset(ctx, 0, sizeof(*ctx));
     ctx->refs = 1;
+    ctx->is_main = is_main;
     ctx->done_tail = &ctx->done;
     pthread_mutex_init(&ctx->lock, NULL);
     ret = init_context(ctx, opts ? opts : &(AioContextOptions){ 0 });
@@ -164,6 +182,12 @@ AioContext *aio_context_new(const AioContextOptions *opts)
     return ctx;
 }
 
+AioContext *aio_context_new(const AioContextOptions *opts)
+{
+    rcu_check_fork("aio_context_new");
+    return context_new(opts, false);
+}
+
 void aio_context_ref(AioContext *ctx)
 {
     fetch_add_seq(&ctx->refs, 1);
@@ -171,7 +195,7 @@ void aio_context_ref(AioContext *ctx)
 
 QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx)
 {
-    return &ctx->tlg;
+    return ctx->is_main ? &main_loop_tlg : &ctx->tlg;
 }
 
 const char *aio_context_get_monitor(AioContext *ctx)
@@ -369,7 +393,9 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
 
     ctx->depth++; /* nobody else closes it meanwhile */
     finish_work(ctx, name, limit_ns);
-    timerlistgroup_close(&ctx->tlg);
+    if (!ctx->is_main) {
+        timerlistgroup_close(&ctx->tlg);
+    }
     call_close_hooks(ctx);
     handlers_drop_requests(ctx);
     handlers_drop_all(ctx);
@@ -390,7 +416,7 @@ void context_close(AioContext *ctx)
     }
     bh_drop_all(ctx);
     handlers_drop_requests(ctx);
-    timerlistgroup_deinit(&ctx->tlg);
+    deinit_timers(ctx);
     home_forget(ctx);
     /* A timer's late notify_cb may still be on its way to us, and to wake_fd: timers/list_int.h. */
     aio_call_rcu(&ctx->rcu, free_context);
@@ -430,14 +456,18 @@ int64_t aio_compute_timeout(AioContext *ctx)
 
 static bool dispatch_done(AioContext *ctx)
 {
+    unsigned outer = ctx->idle_events, n = 0;
     CqeHandler *handler;
-    int n = 0;
+    bool progress;
 
+    ctx->idle_events = 0;
     while (n < DISPATCH_BATCH && (handler = pop_done(ctx))) {
         n++;
         dispatch_one(ctx, handler);
     }
-    return n > 0;
+    progress = n > ctx->idle_events;
+    ctx->idle_events = outer; /* a nested iteration's do not count in the outer one */
+    return progress;
 }
 
 bool context_iterate(AioContext *ctx, int64_t limit_ns)

@@ -125,6 +125,7 @@ static void dispatch(CqeHandler *ready)
 
     h->queued = false;
     if (h->removed) {
+        ctx->idle_events++;
         free_unless_used(h);
         return;
     }

@@ -119,6 +119,13 @@ void home_close_zombies(void)
     }
 }
 
+void home_unset_current(AioContext *ctx)
+{
+    if (self.current == ctx) {
+        self.current = NULL;
+    }
+}
+
 void home_forget(AioContext *ctx)
 {
     AioContext **p = &self.contexts;
@@ -130,9 +137,7 @@ void home_forget(AioContext *ctx)
         *p = ctx->next_of_home;
         self.forgotten++;
     }
-    if (self.current == ctx) {
-        self.current = NULL;
-    }
+    home_unset_current(ctx);
 }
 
 struct home_before home_begin_iteration(AioContext *ctx)

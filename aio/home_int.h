@@ -20,6 +20,9 @@ void home_close_zombies(void);
 /* Forgets @ctx as one of the calling thread's, whose home it is. */
 void home_forget(AioContext *ctx);
 
+/* The calling thread has no current context any more, if that is @ctx. */
+void home_unset_current(AioContext *ctx);
+
 /* What an iteration found. */
 struct home_before {
     AioContext *current;

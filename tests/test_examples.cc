@@ -153,3 +153,32 @@ TEST(Examples, TimedReadWithoutIoUringSaysWhy)
         EXPECT_NE(r.output.find("io_uring"), std::string::npos) << r.output;
     }
 }
+
+TEST(Examples, MainLoopReadsTicksAndShowsItsInput)
+{
+    const std::string ran = "read of 512 bytes: done\ntick, 2 left\ntick, 1 left\ntick, 0 left\n";
+    CommandResult r = RunCommand("(echo one; echo two) | " + kExamples + "main_loop");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, ran + "one\ntwo\nend of input\n");
+    r = RunCommand(": | " + kExamples + "main_loop"); /* no input at all */
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, ran + "end of input\n");
+    r = RunCommand("echo one | AIOCTX_FDMON=ppoll " + kExamples + "main_loop");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, ran + "one\nend of input\n");
+}
+
+TEST(Examples, MainLoopReadsAnImage)
+{
+    if (!FileIoWorks()) {
+        GTEST_SKIP() << "the file driver needs the io_uring monitor";
+    }
+    ScratchDir scratch;
+    WriteFile(scratch / "image", std::string(10000, 'x'));
+    CommandResult r = RunCommand("echo one | " + kExamples + "main_loop " + scratch / "image");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("read of 512 bytes: done\n"), std::string::npos) << r.output;
+    r = RunCommand("echo one | " + kExamples + "main_loop /nonexistent/file");
+    EXPECT_EQ(r.status, 1);
+    EXPECT_NE(r.output.find("/nonexistent/file"), std::string::npos) << r.output;
+}

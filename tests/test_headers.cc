@@ -146,6 +146,16 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(AioContextStats, reserved, 144);
 }
 
+TEST_F(Layout, MainLoopStructsArePinned)
+{
+    EXPECT_EQ(sizeof(MainLoopPoll), 56u);
+    EXPECT_MEMBER(MainLoopPoll, timeout_ns, 8);
+    EXPECT_MEMBER(MainLoopPoll, pollfds, 16);
+    EXPECT_MEMBER(MainLoopPoll, reserved, 24);
+    EXPECT_EQ(sizeof(MainLoopPollNotifier), 48u);
+    EXPECT_MEMBER(MainLoopPollNotifier, reserved, 32);
+}
+
 TEST_F(Layout, BlockStructsArePinned)
 {
     EXPECT_EQ(sizeof(QEMUIOVector), 48u);

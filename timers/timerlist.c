@@ -634,13 +634,18 @@ int64_t timerlistgroup_deadline_ns(QEMUTimerListGroup *tlg)
 
 /* ---- The main loop's group ------------------------------------------------------------------- */
 
-static QEMUTimerListNotifyCB *main_notify_cb; /* atomic */
+static QEMUTimerListNotifyCB *main_notify_cb; /* atomic: of init_clocks() */
+static QEMUTimerListNotifyCB *main_loop_cb;   /* atomic: of aio's main loop */
 static pthread_once_t main_once = PTHREAD_ONCE_INIT;
 
 static void notify_main_loop(void *opaque, QEMUClockType type)
 {
-    QEMUTimerListNotifyCB *cb = ld_acquire(&main_notify_cb);
+    QEMUTimerListNotifyCB *cb = ld_seq(&main_loop_cb); /* after the head's store: list_int.h */
 
+    if (cb) {
+        cb(opaque, type);
+    }
+    cb = ld_acquire(&main_notify_cb);
     if (cb) {
         cb(opaque, type);
     }
@@ -659,6 +664,12 @@ void init_clocks(QEMUTimerListNotifyCB *notify_cb)
     if (notify_cb) {
         st_release(&main_notify_cb, notify_cb);
     }
+}
+
+void main_loop_tlg_set_notify(QEMUTimerListNotifyCB *cb)
+{
+    init_clocks(NULL);
+    st_seq(&main_loop_cb, cb);
 }
 
 QEMUTimerList *qemu_clock_get_main_loop_timerlist(QEMUClockType type)

@@ -9,6 +9,10 @@
  * freed.  timerlistgroup_deinit() is to follow.  Thread: the one that runs the lists. */
 void timerlistgroup_close(QEMUTimerListGroup *tlg);
 
+/* The main loop's notify callback for main_loop_tlg, called beside the one of init_clocks(), with a
+ * NULL opaque.  Thread: any. */
+void main_loop_tlg_set_notify(QEMUTimerListNotifyCB *cb);
+
 /* CLOCK_MONOTONIC itself, whatever the source of QEMU_CLOCK_REALTIME was replaced by.  Thread: any.
  * */
 int64_t clock_monotonic_ns(void);

@@ -5,6 +5,7 @@
 
 #include <aioctx/aio.h>
 #include <aioctx/block.h>
+#include <aioctx/main_loop.h>
 #include <aioctx/rcu.h>
 #include <aioctx/timers.h>
 

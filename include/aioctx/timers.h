@@ -36,8 +36,8 @@
  * Called below a callback on a home thread, where two loops could come to wait for each other, they
  * do everything but the waiting and return -EDEADLK.  Called inside an RCU read section they abort.
  *
- * A callback returns: one that ends by longjmp() or by the end of its thread leaves its list as if it
- * were still running.  No call that is listed as not blocking is a cancellation point
+ * A callback returns: one that ends by longjmp() or by the end of its thread leaves its list as if
+ * it were still running.  No call that is listed as not blocking is a cancellation point
  * (pthread_cancel(3)).
  *
  * None of these functions is for signal handlers.  A misuse that can be seen (a clock or a scale
