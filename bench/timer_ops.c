@@ -14,10 +14,11 @@
 #define BATCH 64
 #define FIRE_LIMIT_NS (60 * 1000 * MS_NS)
 
-/* A pass over few timers is too short for the CPU clock; so that many loops of this kind are fired
- * one after the other. */
-#define FIRE_TIMERS_MIN 2000
-#define FIRE_LOOPS_MAX 32
+/* A pass over few timers is too short for the CPU clock, and for a processor that has just slept to
+ * get going; so that many timers are fired at once, where it must be of several loops of this kind,
+ * one loop after the other. */
+#define FIRE_TIMERS_MIN 20000
+#define FIRE_LOOPS_MAX 200
 
 /* What a loop goes through before it fires: one that has just been made is not what anyone has. */
 #define FIRE_WARM_UP 4096
