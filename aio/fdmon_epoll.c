@@ -11,7 +11,8 @@
  * an expiry back that was not reported yet, so that none ends a later wait.  A short wait of a
  * thread without timer slack leaves the timerfd be, when that is set for later or not at all, and
  * is a timeout of epoll_pwait2(), which costs a system call less.  A long one is not: the kernel
- * makes it late by up to a thousandth of its length.  Figures are in docs/deadlines.md.
+ * makes it late by up to a thousandth of its length, or a 200th for a thread with a positive nice
+ * value.  Figures are in docs/deadlines.md.
  *
  * epoll knows a file by its number and the open file behind it.  Where the owner closes the number
  * without removing the handler, while a duplicate keeps the file open, the file goes on being
@@ -21,7 +22,10 @@
  *
  * Handlers that epoll does not hold yet, or does not take, are on a list of their own and tried at
  * each wait.  Regular files and directories (EPERM) stay there: they are always ready, as with
- * poll(2).
+ * poll(2).  Others are refused for a time: there is no memory (ENOMEM) or no room among the user's
+ * watches (ENOSPC), or they are epoll sets that are nested too deep (ELOOP) or reach a file by too
+ * many ways (EINVAL).  They are looked at with poll(2) instead, RETRY_NS later at the latest, for
+ * nothing ends a sleep for them.
  *
  * After a ring was closed on the thread, epoll_wait() may end with EINTR once without a signal:
  * aio_poll() then returns without progress, as after a signal.
@@ -54,7 +58,7 @@ enum { CHECK_EVERY = 64 };
 /* Waits of up to this are epoll_pwait2's, where the thread's timer slack is up to a thousandth. */
 enum { SHORT_NS = 1000000, SHORT_SLACK_NS = SHORT_NS / 1000 };
 
-/* How soon a handler is tried again for which epoll had no memory. */
+/* How soon a handler is tried and looked at again that epoll refuses for a time. */
 #define RETRY_NS INT64_C(10000000)
 
 /* Events of our own; a handler's has an fd in its lower half. */
@@ -89,6 +93,18 @@ static int add_own(const AioContext *ctx, const struct epoll_mon *m, int epoll)
                : 0;
 }
 
+/* What the waits are going to need: a filter of system calls may allow the making of both and deny
+ * their use. */
+static int try_own(struct epoll_mon *m)
+{
+    const struct itimerspec off = { 0 };
+
+    if (timerfd_settime(m->timer, TFD_TIMER_ABSTIME, &off, NULL) < 0) {
+        return -errno;
+    }
+    return epoll_wait(m->epoll, m->events, EVENTS, 0) < 0 && errno != EINTR ? -errno : 0;
+}
+
 static int epoll_init(AioContext *ctx, unsigned entries)
 {
     struct epoll_mon *m = calloc(1, sizeof(*m));
@@ -109,6 +125,10 @@ static int epoll_init(AioContext *ctx, unsigned entries)
         goto close_epoll;
     }
     ret = add_own(ctx, m, m->epoll);
+    if (ret < 0) {
+        goto close_timer;
+    }
+    ret = try_own(m);
     if (ret < 0) {
         goto close_timer;
     }
@@ -231,10 +251,22 @@ static void complete(AioContext *ctx, AioHandler *h, int32_t res)
     context_complete(ctx, &h->ready);
 }
 
+/* The events that are there now of one that epoll refuses. */
+static void look_at(AioContext *ctx, AioHandler *h)
+{
+    struct pollfd now = { .fd = h->fd, .events = (short)h->events };
+
+    count_own(&ctx->stats.syscalls, 1);
+    if (poll(&now, 1, 0) > 0) {
+        complete(ctx, h, now.revents);
+    }
+}
+
 /* Tries those that epoll does not hold.  Returns when to wait no longer. */
 static int64_t try_outside(AioContext *ctx, struct epoll_mon *m, int64_t deadline_ns)
 {
     AioHandler *h, *next;
+    bool refused = false;
 
     for (h = m->outside; h; h = next) {
         next = h->next;
@@ -242,17 +274,24 @@ static int64_t try_outside(AioContext *ctx, struct epoll_mon *m, int64_t deadlin
             continue;
         }
         int ret = move_inside(ctx, m, h);
-        if (ret == -ENOMEM || ret == -ENOSPC) {
-            int64_t again = clock_monotonic_ns() + RETRY_NS;
-            deadline_ns = deadline_ns < again ? deadline_ns : again;
-        } else if (ret == -EPERM) {
+        if (ret == -EPERM) {
             complete(ctx, h, (int32_t)h->events);
-        } else if (ret < 0) { /* it is closed, or an epoll fd in a circle */
+        } else if (ret == -EBADF) { /* it is closed */
             handler_unlink(h);
             complete(ctx, h, -EBADF);
+        } else if (ret < 0) {
+            look_at(ctx, h);
+            refused = true;
         }
     }
-    return ctx->done ? WAIT_NOT : deadline_ns;
+    if (ctx->done) {
+        return WAIT_NOT;
+    }
+    if (refused && deadline_ns != WAIT_NOT) {
+        int64_t again = clock_monotonic_ns() + RETRY_NS;
+        deadline_ns = deadline_ns < again ? deadline_ns : again;
+    }
+    return deadline_ns;
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
@@ -267,7 +306,8 @@ static void set_timer(AioContext *ctx, struct epoll_mon *m, int64_t deadline_ns)
     }
     count_own(&ctx->stats.syscalls, 1);
     if (timerfd_settime(m->timer, TFD_TIMER_ABSTIME, &its, NULL) < 0) {
-        die_misuse("aio_poll", "timerfd_settime: error %d; was the timerfd closed?", errno);
+        die_misuse("aio_poll",
+                   "timerfd_settime: error %d; was the timerfd closed, or the call denied?", errno);
     }
     m->timer_ns = deadline_ns;
 }
@@ -299,7 +339,8 @@ static int wait_for(AioContext *ctx, struct epoll_mon *m, int64_t deadline_ns)
     n = timeout > 0 ? wait_short(m, timeout)
                     : epoll_wait(m->epoll, m->events, EVENTS, (int)timeout);
     if (n < 0 && errno != EINTR) {
-        die_misuse("aio_poll", "epoll_wait: error %d; was the epoll fd closed?", errno);
+        die_misuse("aio_poll", "epoll_wait: error %d; was the epoll fd closed, or the call denied?",
+                   errno);
     }
     return n < 0 ? -errno : n;
 }

@@ -79,6 +79,12 @@ static const unsigned setup_flags[] = {
  */
 static unsigned rings_closed; /* atomic: written before a ring is unmapped, read after mapping */
 
+static void drop_ring(struct uring_mon *m)
+{
+    fetch_add_seq(&rings_closed, 1);
+    io_uring_queue_exit(&m->ring);
+}
+
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
     /* RSRC_TAGS stands for 5.13, which can change the events of a poll request in the kernel. */
@@ -99,10 +105,31 @@ static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags
     }
     (void)ld_acquire(&rings_closed);
     if (ret == 0 && (m->ring.features & need) != need) {
-        io_uring_queue_exit(&m->ring);
+        drop_ring(m);
         return -ENOSYS; /* before Linux 5.13 */
     }
     return ret == -EINVAL ? -ENOSYS : ret; /* before 5.5, which came with CQSIZE */
+}
+
+static bool is_denial(int ret)
+{
+    return ret == -EPERM || ret == -EACCES || ret == -ENOSYS;
+}
+
+/*
+ * A filter of system calls may allow the making of a ring and deny its use.  These calls do
+ * nothing: the one has nothing to submit, the other asks about no operation, and the kernel may
+ * refuse both of a ring that is not enabled yet.  One that needs no enabling does without
+ * io_uring_register(2).
+ */
+static int try_ring(struct uring_mon *m)
+{
+    int ret = io_uring_enter(m->ring.ring_fd, 0, 0, 0, NULL);
+
+    if (!is_denial(ret) && (m->ring.flags & IORING_SETUP_R_DISABLED)) {
+        ret = io_uring_register(m->ring.ring_fd, IORING_REGISTER_PROBE, NULL, 0);
+    }
+    return is_denial(ret) ? ret : 0;
 }
 
 static int uring_init(AioContext *ctx, unsigned entries)
@@ -116,8 +143,11 @@ static int uring_init(AioContext *ctx, unsigned entries)
     }
     ret = setup_ring(m, entries, &flags);
     if (ret < 0) {
-        free(m);
-        return ret;
+        goto free_mon;
+    }
+    ret = try_ring(m);
+    if (ret < 0) {
+        goto close_ring;
     }
     m->wake.cb = own_completion;
     m->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
@@ -126,6 +156,12 @@ static int uring_init(AioContext *ctx, unsigned entries)
     }
     ctx->mon_state = m;
     return 0;
+
+close_ring:
+    drop_ring(m);
+free_mon:
+    free(m);
+    return ret;
 }
 
 /* Whether a wait's timeout may be a time of CLOCK_MONOTONIC: an unknown flag is refused with EINVAL
@@ -239,6 +275,11 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
         break;
     case -EBADR:
         die_misuse("aio_poll", "the kernel has lost completions: out of memory (EBADR)");
+    case -EPERM:
+    case -EACCES:
+    case -ENOSYS:
+        die_misuse("aio_poll",
+                   "io_uring_enter: error %d; it was allowed where the context was made", -ret);
     case -EBADF:
     case -EEXIST:
     case -EFAULT:
@@ -442,8 +483,7 @@ static void uring_close(AioContext *ctx)
     if (m->inflight > 0) {
         return; /* the kernel may still write to memory of theirs: leave the ring and m be */
     }
-    fetch_add_seq(&rings_closed, 1);
-    io_uring_queue_exit(&m->ring);
+    drop_ring(m);
     free(m);
 }
 

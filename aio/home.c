@@ -54,6 +54,7 @@ static void thread_exits(void *unused)
         return; /* they are the parent's */
     }
     while ((ctx = self.contexts)) {
+        ctx->depth = 0; /* a cancelled thread has left its callbacks, or its sleep, for good */
         if (!ctx->shut) {
             self.current = ctx;
             context_shutdown(ctx, "exit of a home thread", CONTEXT_STOP_LIMIT_NS);
@@ -121,6 +122,7 @@ void home_close_zombies(void)
 
 void home_unset_current(AioContext *ctx)
 {
+    self.forgotten++; /* an iteration that has begun does not go back to it */
     if (self.current == ctx) {
         self.current = NULL;
     }
@@ -135,7 +137,6 @@ void home_forget(AioContext *ctx)
     }
     if (*p) {
         *p = ctx->next_of_home;
-        self.forgotten++;
     }
     home_unset_current(ctx);
 }
@@ -152,8 +153,9 @@ struct home_before home_begin_iteration(AioContext *ctx)
 void home_end_iteration(struct home_before before)
 {
     self.depth--;
-    /* It may have been closed meanwhile. */
-    if (before.current && (likely(before.forgotten == self.forgotten) || is_mine(before.current))) {
+    /* It may have been closed, or have ended, meanwhile. */
+    if (before.current && (likely(before.forgotten == self.forgotten) ||
+                           (is_mine(before.current) && !before.current->shut))) {
         self.current = before.current;
     }
 }

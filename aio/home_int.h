@@ -10,7 +10,7 @@ struct home_thread {
     AioContext *current;  /* see qemu_get_current_aio_context() */
     AioContext *contexts; /* those it is home of, by next_of_home */
     unsigned depth;       /* of iterations */
-    unsigned forgotten;   /* how many contexts are no longer among them */
+    unsigned forgotten;   /* how many contexts may not be current any more */
     bool zombies;         /* atomic: one of them is to be closed; set under that context's lock */
 };
 

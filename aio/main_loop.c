@@ -21,6 +21,20 @@
  * order, seq_cst.  Who loads no context armed before there was one, which looks at the heads before
  * its first sleep.  Who loads one is in a read section (timers/list_int.h), and the context's
  * memory goes a grace period after it was unset.
+ *
+ * `event` and the count of notifies (the wake word, aio_int.h).  Every blocking poll of the context
+ * takes the count, an aio_poll() too; only main_loop_wait(false) takes `event`.  All seq_cst:
+ *
+ *   notifier   event = true   exchange   |  loop   event?              true: do not sleep
+ *              count + 1                 |         announce the sleep  fails: the count has changed
+ *                                        |         sleep, run callbacks
+ *                                        |         event = false       exchange, if it is true
+ *
+ * Nothing is lost: where the loop's look finds false, the notifier's exchange comes after it, and
+ * so does the addition; nothing takes the count between that look and the announcement, so that
+ * either fails or is found by the addition.  Both sides exchange, so that the loop, when it takes
+ * `event`, sees what everyone wrote who had set it, not only the last; one set after that is for
+ * the next wait.  An outer wait need not see what a nested one takes: it is past its sleep.
  */
 #include "aio/aio_int.h"
 #include "aio/home_int.h"
@@ -58,6 +72,7 @@ struct wait {
 
 static struct main_loop {
     AioContext *ctx; /* atomic; NULL: no main loop */
+    bool event;      /* atomic: qemu_notify_event() is for the next main_loop_wait(false) */
 
     /* Of ctx's home thread, or with init_lock while there is no ctx. */
     MainLoopPollNotifier *first, **tail;
@@ -98,6 +113,7 @@ static int init_locked(const AioContextOptions *opts)
         return -errno;
     }
     qemu_set_current_aio_context(ctx);
+    st_seq(&ml.event, false);
     main_loop_tlg_set_notify(notify_from_timer);
     st_seq(&ml.ctx, ctx);
     return 0;
@@ -148,9 +164,13 @@ static void drop_set(AioContext *ctx)
     poll_set_close(&ml.set);
 }
 
-/* The context has ended. */
+/* The context has ended.  If its thread was cancelled or exited below main_loop_wait(), what that
+ * had set is still set, and the walks were on a stack that is gone. */
 static void forget_locked(AioContext *ctx)
 {
+    ml.walks = NULL;
+    ml.filling = false;
+    ml.own_depth = 0;
     while (ml.first) {
         main_loop_poll_remove_notifier(ml.first);
     }
@@ -194,6 +214,7 @@ void qemu_notify_event(void)
     AioContext *ctx = ld_seq(&ml.ctx);
 
     if (ctx) {
+        (void)xchg_seq(&ml.event, true); /* before the notify: see the top of this file */
         aio_notify(ctx);
     }
 }
@@ -217,7 +238,9 @@ void main_loop_poll_add_notifier(MainLoopPollNotifier *notifier)
     if (notifier->pprev) {
         die_misuse("main_loop_poll_add_notifier", "the notifier was added before");
     }
-    notifier->cycle = 0;
+    if (!ml.filling) { /* else: one that this wait has asked is not asked again */
+        notifier->cycle = 0;
+    }
     notifier->next = NULL;
     notifier->pprev = ml.tail;
     *ml.tail = notifier;
@@ -345,6 +368,14 @@ static int64_t time_in(int64_t ns)
     return ns < WAIT_FOREVER - now ? now + ns : WAIT_FOREVER;
 }
 
+/* Takes what qemu_notify_event() has left for a blocking wait, which is over. */
+static void take_event(void)
+{
+    if (ld_seq(&ml.event)) {
+        (void)xchg_seq(&ml.event, false);
+    }
+}
+
 /* Until when the iteration may sleep; before a sleep, the set is brought up to date. */
 static int64_t prepare_wait(AioContext *ctx, struct wait *w)
 {
@@ -352,15 +383,17 @@ static int64_t prepare_wait(AioContext *ctx, struct wait *w)
     bool lacks = w->incomplete;
     int ret;
 
-    if (timeout == 0 || wait_compute_timeout(ctx) == 0) {
+    if (timeout == 0 || ld_seq(&ml.event) || wait_compute_timeout(ctx) == 0) {
         return WAIT_PASSED;
     }
     ret = poll_now(w);
     if (ret > 0) {
         return WAIT_PASSED;
     }
-    lacks |= ret < 0;
-    if (w->poll.nfds > 0 || ml.set.used > 0) {
+    if (ret < 0) {
+        drop_set(ctx); /* nobody could be told what makes it ready */
+        lacks = true;
+    } else if (w->poll.nfds > 0 || ml.set.used > 0) {
         ret = watch_fds(ctx, w);
         if (ret == -EBADF) {
             return WAIT_PASSED;
@@ -403,6 +436,13 @@ static bool look_at_fds(AioContext *ctx, struct wait *w)
     return ready > 0;
 }
 
+static bool wait_without_notifiers(AioContext *ctx, bool nonblocking)
+{
+    int64_t limit = nonblocking ? WAIT_NOT : ld_seq(&ml.event) ? WAIT_PASSED : WAIT_FOREVER;
+
+    return context_iterate(ctx, limit);
+}
+
 static bool wait_with_notifiers(AioContext *ctx, bool nonblocking)
 {
     struct wait w = { .cycle = ++ml.cycles };
@@ -442,7 +482,10 @@ bool main_loop_wait(bool nonblocking)
         progress = wait_with_notifiers(ctx, nonblocking);
     } else {
         drop_set(ctx);
-        progress = context_iterate(ctx, nonblocking ? WAIT_NOT : WAIT_FOREVER);
+        progress = wait_without_notifiers(ctx, nonblocking);
+    }
+    if (!nonblocking) {
+        take_event();
     }
     ctx->depth--;
     home_end_iteration(before);

@@ -8,6 +8,18 @@
 #include <aioctx/main_loop.h>
 #include <thread>
 
+static inline void PutByte(int fd)
+{
+    EXPECT_EQ(write(fd, "x", 1), 1);
+}
+
+static inline void TakeByte(int fd)
+{
+    char c;
+
+    EXPECT_EQ(read(fd, &c, 1), 1);
+}
+
 /* The running thread's main loop; ended with the scope. */
 class ScopedMainLoop
 {

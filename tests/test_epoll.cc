@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* The epoll monitor's own: deadlines by timerfd and epoll_pwait2(), and files it cannot let go. */
+/* The epoll monitor's own: deadlines by timerfd and epoll_pwait2(), files that it does not take, and
+ * files it cannot let go. */
 #include "loop_support.h"
 #include "seccomp_support.h"
 
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <thread>
+#include <vector>
 
 static const int64_t kHour = INT64_C(3600000000000);
 
@@ -266,31 +270,172 @@ TEST_P(Epoll, ServesAfterARingWasClosedOnTheThread)
     timer_free(ts);
 }
 
-/* It cannot be told of by the kernel that there is room again. */
-TEST(EpollFull, HandlerThatTheSetHasNoRoomForIsTriedAgain)
+/* ---- Handlers that the set refuses ----------------------------------------------------------- */
+
+/* Ends waits that nothing else has ended after ten seconds, so that a test fails in time. */
+class WaitLimit
+{
+public:
+    explicit WaitLimit(AioContext *ctx)
+    {
+        ts_ = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_NS, Call::Run, &hit_);
+        timer_mod(ts_, Now() + INT64_C(10000000000));
+    }
+    ~WaitLimit()
+    {
+        timer_free(ts_);
+    }
+    bool hit = false;
+
+private:
+    Call hit_{ [this] {
+        hit = true;
+        timer_mod(ts_, Now() + 10 * SCALE_MS);
+    } };
+    QEMUTimer *ts_;
+};
+
+static void ServeRefused(AioContext *ctx)
+{
+    WaitLimit limit(ctx);
+    SocketPair s;
+    int got = 0, wrote = 0;
+    Call receive{ [&] {
+        char c;
+        EXPECT_EQ(read(s.a, &c, 1), 1) << "called for nothing";
+        got++;
+    } };
+    Call send{ [&] { wrote++; } };
+    AioContextStats stats;
+
+    ASSERT_EQ(aio_set_fd_handler(ctx, s.a, Call::Run, nullptr, nullptr, nullptr, &receive), 0);
+    for (int i = 0; i < 5; i++) {
+        EXPECT_FALSE(aio_poll(ctx, true)); /* nothing else ends it */
+    }
+    aio_context_get_stats(ctx, &stats);
+    EXPECT_EQ(stats.sleeps, 5u) << "it spins";
+
+    std::thread other([&] {
+        usleep(2000);
+        EXPECT_EQ(write(s.b, "xy", 2), 2);
+    });
+    while (got < 2 && !limit.hit) {
+        aio_poll(ctx, true);
+    }
+    other.join();
+    EXPECT_EQ(got, 2);
+    EXPECT_FALSE(aio_poll(ctx, false)) << "ready without an event";
+
+    ASSERT_EQ(aio_set_fd_handler(ctx, s.a, nullptr, Call::Run, nullptr, nullptr, &send), 0);
+    EXPECT_TRUE(aio_poll(ctx, true));
+    EXPECT_TRUE(aio_poll(ctx, false));
+    EXPECT_EQ(wrote, 2);
+    ASSERT_EQ(aio_set_fd_handler(ctx, s.a, nullptr, nullptr, nullptr, nullptr, nullptr), 0);
+    EXPECT_FALSE(aio_poll(ctx, false));
+    EXPECT_EQ(wrote, 2);
+}
+
+class EpollRefuses : public testing::TestWithParam<int>
+{
+};
+INSTANTIATE_TEST_SUITE_P(Error, EpollRefuses, testing::Values(ENOMEM, ENOSPC, ELOOP, EINVAL),
+                         [](const testing::TestParamInfo<int> &info) {
+                             return "errno" + std::to_string(info.param);
+                         });
+
+TEST_P(EpollRefuses, HandlerIsServedAllTheSame)
 {
     SKIP_WITHOUT_MONITOR("epoll");
     bool denied = false;
 
     std::thread([&] {
         ScopedContext ctx("epoll");
-        SocketPair s;
-        Call never{ [] { ADD_FAILURE(); } };
 
-        denied = Deny({ { SYS_epoll_ctl, ENOSPC } });
+        denied = Deny({ { SYS_epoll_ctl, GetParam() } });
         if (denied) {
-            ASSERT_EQ(aio_set_fd_handler(ctx, s.a, Call::Run, nullptr, nullptr, nullptr, &never),
-                      0);
-            for (int i = 0; i < 5; i++) {
-                EXPECT_FALSE(aio_poll(ctx, true)); /* nothing else ends it */
-            }
-            EXPECT_EQ(ctx.Stats().sleeps, 5u) << "it spins";
-            aio_set_fd_handler(ctx, s.a, nullptr, nullptr, nullptr, nullptr, nullptr);
+            ServeRefused(ctx);
         }
     }).join();
     if (!denied) {
         GTEST_SKIP() << "no seccomp filters here";
     }
+}
+
+/* An eventfd below as many epoll sets as the kernel allows. */
+class Nested
+{
+public:
+    Nested()
+    {
+        int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+
+        while (fd >= 0 && fds_.size() < 100) {
+            struct epoll_event ev = {};
+
+            fds_.push_back(fd);
+            fd = epoll_create1(EPOLL_CLOEXEC);
+            ev.events = EPOLLIN;
+            if (epoll_ctl(fd, EPOLL_CTL_ADD, Top(), &ev) < 0) {
+                too_deep = errno == ELOOP;
+                close(fd);
+                fd = -1;
+            }
+        }
+    }
+    ~Nested()
+    {
+        for (int fd : fds_) {
+            close(fd);
+        }
+    }
+    int Top() const
+    {
+        return fds_.back();
+    }
+    int File() const
+    {
+        return fds_.front();
+    }
+    /* Takes the file and the undermost set away. */
+    void Shorten()
+    {
+        EXPECT_EQ(epoll_ctl(fds_[2], EPOLL_CTL_DEL, fds_[1], nullptr), 0);
+    }
+
+    bool too_deep = false; /* for another set */
+
+private:
+    std::vector<int> fds_;
+};
+
+TEST(EpollNested, SetThatIsTooDeepIsServed)
+{
+    SKIP_WITHOUT_MONITOR("epoll");
+    BusyContext ctx;
+    WaitLimit limit(ctx);
+    Nested nested;
+    int calls = 0;
+    uint64_t value = 0;
+    Call take{ [&] {
+        EXPECT_EQ(read(nested.File(), &value, sizeof(value)), 8) << "called for nothing";
+        calls++;
+    } };
+
+    ctx.Rest();
+    ASSERT_TRUE(nested.too_deep);
+    ASSERT_EQ(aio_set_fd_handler(ctx, nested.Top(), Call::Run, nullptr, nullptr, nullptr, &take),
+              0);
+    for (uint64_t i = 1; i <= 3; i++) {
+        EXPECT_FALSE(aio_poll(ctx, true)); /* nothing else ends it */
+        ASSERT_EQ(write(nested.File(), &i, sizeof(i)), 8);
+        EXPECT_TRUE(aio_poll(ctx, true));
+        EXPECT_EQ(value, i);
+    }
+    EXPECT_EQ(calls, 3);
+    nested.Shorten();
+    aio_poll(ctx, false);
+    ctx.ExpectSleep(30000); /* as one that epoll has taken */
+    aio_set_fd_handler(ctx, nested.Top(), nullptr, nullptr, nullptr, nullptr, nullptr);
 }
 
 /* ---- Files that were closed without being removed -------------------------------------------- */

@@ -7,6 +7,7 @@
 #include "loop_support.h"
 #include "seccomp_support.h"
 
+#include <linux/io_uring.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <thread>
@@ -172,6 +173,21 @@ static bool HasFilters()
     return has;
 }
 
+/* Since Linux 6.0 the loop's ring has to be enabled by a call. */
+static bool RingsBeginDisabled()
+{
+    struct io_uring_params p = {};
+    int fd;
+
+    p.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED;
+    fd = static_cast<int>(syscall(SYS_io_uring_setup, 1, &p));
+    bool known = fd >= 0 || errno != EINVAL;
+    if (fd >= 0) {
+        close(fd);
+    }
+    return known;
+}
+
 struct FallbackCase {
     const char *name;
     std::vector<Denied> denied;
@@ -186,6 +202,13 @@ void PrintTo(const FallbackCase &c, std::ostream *os)
 class Fallback : public testing::TestWithParam<FallbackCase>
 {
 };
+
+/* What epoll_wait() calls. */
+#ifdef SYS_epoll_wait
+static const long kEpollWait = SYS_epoll_wait;
+#else
+static const long kEpollWait = SYS_epoll_pwait;
+#endif
 
 static const std::vector<FallbackCase> kCases = {
     { "Missing", { { SYS_io_uring_setup, ENOSYS } }, "epoll" },
@@ -204,6 +227,40 @@ static const std::vector<FallbackCase> kCases = {
     { "TimerfdForbidden",
       { { SYS_io_uring_setup, EPERM }, { SYS_timerfd_create, EPERM } },
       "ppoll" },
+    { "EnterForbidden", { { SYS_io_uring_enter, EPERM } }, "epoll" },
+    { "EnterForbiddenAsAccess", { { SYS_io_uring_enter, EACCES } }, "epoll" },
+    { "EnterMissing", { { SYS_io_uring_enter, ENOSYS } }, "epoll" },
+    { "RegisterForbidden", { { SYS_io_uring_register, EPERM } }, "epoll" },
+    { "RegisterForbiddenAsAccess", { { SYS_io_uring_register, EACCES } }, "epoll" },
+    { "RegisterMissing", { { SYS_io_uring_register, ENOSYS } }, "epoll" },
+    { "EpollWaitForbidden", { { SYS_io_uring_setup, EPERM }, { kEpollWait, EPERM } }, "ppoll" },
+    { "EpollWaitMissing", { { SYS_io_uring_enter, ENOSYS }, { kEpollWait, ENOSYS } }, "ppoll" },
+#ifdef SYS_epoll_wait
+    { "EpollPwaitForbidden",
+      { { SYS_io_uring_setup, EPERM }, { SYS_epoll_pwait, EPERM } },
+      "epoll" },
+#endif
+    { "TimerfdSettimeForbidden",
+      { { SYS_io_uring_enter, EPERM }, { SYS_timerfd_settime, EPERM } },
+      "ppoll" },
+    { "TimerfdSettimeForbiddenAsAccess",
+      { { SYS_io_uring_setup, EPERM }, { SYS_timerfd_settime, EACCES } },
+      "ppoll" },
+    { "AllUseForbidden",
+      { { SYS_io_uring_enter, EPERM },
+        { SYS_io_uring_register, EPERM },
+        { kEpollWait, EPERM },
+        { SYS_epoll_pwait, EPERM },
+        { SYS_timerfd_settime, EPERM } },
+      "ppoll" },
+    { "AllMissing",
+      { { SYS_io_uring_setup, ENOSYS },
+        { SYS_io_uring_enter, ENOSYS },
+        { SYS_io_uring_register, ENOSYS },
+        { kEpollWait, ENOSYS },
+        { SYS_epoll_pwait, ENOSYS },
+        { SYS_timerfd_settime, ENOSYS } },
+      "ppoll" },
     { "TooManyWatches", { { SYS_io_uring_setup, EPERM }, { SYS_epoll_ctl, ENOSPC } }, "ppoll" },
 };
 
@@ -219,6 +276,10 @@ TEST_P(Fallback, NextMonitorServesAndItIsSaidOnce)
     }
     const FallbackCase &c = GetParam();
     bool denied = false;
+
+    if (c.denied[0].call == SYS_io_uring_register && !RingsBeginDisabled()) {
+        GTEST_SKIP() << "the ring does without io_uring_register here";
+    }
 
     EXPECT_EXIT(Serve(c.monitor,
                       [&] {
@@ -274,13 +335,67 @@ TEST(FallbackForced, MonitorThatWasAskedForIsAnErrorInstead)
         Denied denied;
     } cases[] = {
         { "io_uring", { SYS_io_uring_setup, EPERM } },
+        { "io_uring", { SYS_io_uring_enter, EACCES } },
         { "epoll", { SYS_epoll_create1, ENOSYS } },
         { "epoll", { SYS_timerfd_create, EMFILE } },
         { "epoll", { SYS_epoll_ctl, ENOSPC } },
+        { "epoll", { SYS_timerfd_settime, EPERM } },
+        { "epoll", { kEpollWait, ENOSYS } },
     };
     for (const auto &c : cases) {
         for (bool by_option : { true, false }) {
             EXPECT_EXIT(Force(c.monitor, c.denied, by_option), testing::ExitedWithCode(0), "");
+        }
+    }
+}
+
+/* Denies a call to a context that is there, before its first iteration or after some. */
+[[noreturn]] static void DenyLater(const char *monitor, Denied denied, bool used)
+{
+    AioContextOptions opts = {};
+
+    opts.monitor = monitor;
+    AioContext *ctx = aio_context_new(&opts);
+    if (!ctx) {
+        _exit(1);
+    }
+    qemu_set_current_aio_context(ctx);
+    QEMUTimer *ts = aio_timer_new(
+        ctx, QEMU_CLOCK_REALTIME, SCALE_NS, [](void *) {}, nullptr);
+    for (int i = 0; used && i < 3; i++) {
+        aio_notify(ctx);
+        aio_poll(ctx, true);
+    }
+    if (!Deny({ denied })) {
+        _exit(1);
+    }
+    timer_mod(ts, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 50 * SCALE_MS);
+    for (int i = 0; i < 100000; i++) { /* as it would spin */
+        aio_poll(ctx, true);
+    }
+    _exit(0);
+}
+
+TEST(FallbackLate, DenialAfterwardsAbortsAndNamesTheCall)
+{
+    if (!HasFilters()) {
+        GTEST_SKIP() << "no seccomp filters here";
+    }
+    const struct {
+        const char *monitor;
+        Denied denied;
+        const char *said;
+    } cases[] = {
+        { "io_uring", { SYS_io_uring_enter, EPERM }, "io_uring_enter: error 1" },
+        { "io_uring", { SYS_io_uring_enter, EACCES }, "io_uring_enter: error 13" },
+        { "io_uring", { SYS_io_uring_enter, ENOSYS }, "io_uring_enter: error 38" },
+        { "epoll", { kEpollWait, EPERM }, "epoll_wait: error 1" },
+        { "epoll", { SYS_timerfd_settime, ENOSYS }, "timerfd_settime: error 38" },
+    };
+    for (const auto &c : cases) {
+        SKIP_WITHOUT_MONITOR(c.monitor);
+        for (bool used : { false, true }) {
+            EXPECT_DEATH(DenyLater(c.monitor, c.denied, used), c.said);
         }
     }
 }

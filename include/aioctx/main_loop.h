@@ -24,7 +24,16 @@
  *   qemu_set_fd_handler                        any
  *
  * The calls for any thread must not run beside qemu_init_main_loop() or qemu_cleanup_main_loop() on
- * another.  Arming timers of main_loop_tlg may.
+ * another.  That holds for signal handlers too: other threads block a signal that is sent to the
+ * process, and whose handler makes such a call, meanwhile; on the same thread it may come at any
+ * time.  Arming timers of main_loop_tlg may run beside them.
+ *
+ * While there is a main loop, its thread alone runs the lists of main_loop_tlg: nobody else calls
+ * qemu_clock_run_timers(), qemu_clock_run_all_timers() or their like.
+ *
+ * Callbacks and poll notifiers return: they neither end their thread (pthread_exit(), cancellation)
+ * nor jump out.  If one ends its thread nonetheless, the loop can still be cleaned up, but what it
+ * was about is not finished, and memory may leak.
  */
 #ifndef AIOCTX_MAIN_LOOP_H
 #define AIOCTX_MAIN_LOOP_H
@@ -42,8 +51,9 @@ extern "C" {
 
 /*
  * Makes the main loop.  The calling thread becomes its context's home, and the context the thread's
- * current one, as by qemu_set_current_aio_context().  Timers of main_loop_tlg that are armed
- * already run on it too.  @opts: as for aio_context_new(); NULL: defaults.
+ * current one, as by qemu_set_current_aio_context(): not if this is called below a callback of
+ * another context.  Timers of main_loop_tlg that are armed already run on it too.
+ * @opts: as for aio_context_new(); NULL: defaults.
  * Returns 0; -EBUSY when there is a main loop; else -errno of aio_context_new().  After an error
  * nothing has changed.
  * Thread: any.  Lifetime: until qemu_cleanup_main_loop(); a program may also just exit.
@@ -55,8 +65,8 @@ int qemu_init_main_loop(const AioContextOptions *opts);
  * halves that were accepted, waits for what is in flight, cancels what is left.  Poll notifiers are
  * taken off.  Timers of main_loop_tlg stay as they are: armed ones wait for another main loop,
  * which may be made afterwards, on any thread.  Nothing when there is no main loop.
- * Thread: the main loop's, not below a callback, not inside an RCU read section: else aborts.  Any
- * when that thread has exited.  Blocks.
+ * Thread: the main loop's, not below a callback of the main loop, not inside an RCU read section:
+ * else aborts.  Any when that thread has exited.  Blocks.
  */
 void qemu_cleanup_main_loop(void);
 
@@ -66,13 +76,20 @@ void qemu_cleanup_main_loop(void);
  * runs what aio_poll() runs, and tells the poll notifiers.
  * Returns true when something was done or a foreign fd is ready; a wake-up alone, a signal or the
  * end of a foreign timeout is no progress.
- * Thread: the main loop's; another one aborts.  May be called below any callback of the main loop,
- * but not by a poll notifier that is being asked: aborts.  Not inside an RCU read section: aborts.
+ * Thread: the main loop's; another one aborts.  May be called below any callback of the thread, and
+ * by a poll notifier that is told, but not below one that is being asked (also not by a callback
+ * that the latter's aio_poll() runs): aborts.  The outer wait sleeps no more, and returns when its
+ * callbacks have.  Not inside an RCU read section: aborts.
  */
 bool main_loop_wait(bool nonblocking);
 
-/* Makes the current or next main_loop_wait(false) return; nothing when there is no main loop.
- * Thread: any, signal handlers too; never blocks.  Ordering: as aio_notify(). */
+/*
+ * Makes the current or next main_loop_wait(false) return, also where an aio_poll() or a
+ * main_loop_wait(true) comes between; of nested ones, the innermost.  Many calls before that make
+ * one.  Nothing when there is no main loop.
+ * Thread: any, signal handlers too; never blocks.
+ * Ordering: what the caller wrote before is visible to the loop's thread when that wait returns.
+ */
 void qemu_notify_event(void);
 
 /* The main loop's context; NULL when there is none.  Thread: any.  Lifetime: until
@@ -101,7 +118,8 @@ typedef struct MainLoopPoll {
     int state;          /* MAIN_LOOP_POLL_* */
     unsigned nfds;      /* of pollfds */
     int64_t timeout_ns; /* FILL: the longest wait so far, -1 without limit, 0 not at all; lower it
-                             * with qemu_soonest_timeout(); raising it has no effect */
+                         * with qemu_soonest_timeout(); raising it has no effect; counts from when
+                         * all have been asked */
     struct pollfd *pollfds; /* those of every notifier, by index; revents stand when OK */
     uint64_t reserved[4];
 } MainLoopPoll;
@@ -136,14 +154,20 @@ struct MainLoopPollNotifier {
 /*
  * Has @notifier called twice in every main_loop_wait(): before the wait with MAIN_LOOP_POLL_FILL,
  * after it with one of the other states.  Notifiers are called in the order in which they were
- * added.  One that is added meanwhile is told only after it was asked.  One that was asked again,
- * by a main_loop_wait() below a callback, is told there, and not once more by the outer wait.
- * In its calls a notifier may do what a bottom half may, and add and remove notifiers.
+ * added.  One that is added meanwhile is told only after it was asked; one that is removed and
+ * added again while they are asked is asked once.  One that was asked again, by a main_loop_wait()
+ * below a callback, is told there, and not once more by the outer wait.
+ * In its calls a notifier may do what a bottom half may, and add and remove notifiers.  Where it
+ * runs callbacks while it is asked, with an aio_poll(), those asked before it are not asked again:
+ * if a callback changes what one of them wants, qemu_notify_event() cuts the wait short.
  *
  * The fds are given anew with each wait, so one may be closed, and its number used again, between
  * any two of them.  Revents are what poll(2) says when the iteration's callbacks have run; as
  * everywhere, another thread may have been faster.  A wait that sleeps makes a system call for each
- * foreign fd, and one that does not makes one or two for all.
+ * foreign fd, and one that does not makes one or two for all.  The kernel is asked more than once
+ * in a wait: of an fd whose readiness is spent by asking, such as a file below /proc/sys, events
+ * may be missed.  While poll(2) fails (more fds than RLIMIT_NOFILE), a wait lasts 10 ms at most,
+ * and no foreign fd ends it.
  * Aborts when the notifier is there already, or there is no main loop.
  * Thread: the main loop's; another one aborts.
  * Lifetime: the caller's, until main_loop_poll_remove_notifier() or qemu_cleanup_main_loop().

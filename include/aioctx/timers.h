@@ -510,8 +510,8 @@ QEMUClockType timerlist_get_clock(QEMUTimerList *tl);
  * pass below a callback first finishes what the outer one has left; only when nothing is left does
  * it begin a pass of its own.
  * Returns true when a callback ran.  Takes no lock when nothing is due, but below a callback.
- * Thread: the one that runs the list, always the same, also below a callback; not inside an RCU
- * read section: aborts when something is due.  Calls back with no lock held.
+ * Thread: one at a time, also below a callback; not inside an RCU read section: aborts when
+ * something is due.  Calls back with no lock held.
  */
 bool timerlist_run_timers(QEMUTimerList *tl);
 #define TIMERLIST_BUDGET 64
