@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What the tests of instruction-count time share.  Real time is simulated: nothing there waits for
- * it.
- */
+/* What the tests of instruction-count time share. */
 #ifndef TESTS_ICOUNT_SUPPORT_H
 #define TESTS_ICOUNT_SUPPORT_H
 
@@ -31,22 +28,33 @@ inline int64_t Virtual()
 }
 
 /* VIRTUAL is stopped and counts real time at the begin and at the end of each test. */
-class Icount : public testing::Test
+class CountsInstructions : public testing::Test
 {
 protected:
-    ~Icount() override
+    ~CountsInstructions() override
     {
         cpu_disable_ticks();
         EXPECT_EQ(icount_configure(nullptr), 0);
         EXPECT_EQ(icount_enabled(), ICOUNT_DISABLED);
     }
-    /* Turns counting on, with the warp timer on g, and starts VIRTUAL; returns VIRTUAL. */
-    int64_t Start(IcountOptions o)
+    /* Turns counting on and starts VIRTUAL; returns VIRTUAL. */
+    static int64_t StartWith(const IcountOptions &o)
     {
-        o.warp_group = &g.tlg;
         EXPECT_EQ(icount_configure(&o), 0);
         cpu_enable_ticks();
         return Virtual();
+    }
+};
+
+/* Real time is simulated: nothing waits for it. */
+class Icount : public CountsInstructions
+{
+protected:
+    /* The warp timer is on g. */
+    int64_t Start(IcountOptions o)
+    {
+        o.warp_group = &g.tlg;
+        return StartWith(o);
     }
     QEMUTimerList *virt() const
     {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Instruction-count time between threads: virtual CPUs, loops, readers, and who configures. */
-#include "support.h"
+#include "icount_support.h"
 
 #include <csignal>
 #include <cstring>
@@ -13,32 +13,17 @@
 #include <thread>
 #include <unistd.h>
 
-static int64_t Virtual()
-{
-    return qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL);
-}
-
-/* VIRTUAL is stopped and counts real time at the begin and at the end of each test. */
-class IcountThreads : public testing::Test
+class IcountThreads : public CountsInstructions
 {
 protected:
-    ~IcountThreads() override
+    static int64_t Start(int shift, QEMUTimerListGroup *tlg = nullptr, bool no_sleep = false,
+                         bool auto_shift = false)
     {
-        cpu_disable_ticks();
-        EXPECT_EQ(icount_configure(nullptr), 0);
-    }
-    int64_t Start(int shift, QEMUTimerListGroup *tlg = nullptr, bool no_sleep = false,
-                  bool auto_shift = false)
-    {
-        IcountOptions opts = {};
+        IcountOptions opts = Fixed(shift, no_sleep);
 
-        opts.shift = shift;
         opts.auto_shift = auto_shift;
-        opts.no_sleep = no_sleep;
         opts.warp_group = tlg;
-        EXPECT_EQ(icount_configure(&opts), 0);
-        cpu_enable_ticks();
-        return Virtual();
+        return StartWith(opts);
     }
 };
 

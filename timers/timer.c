@@ -20,10 +20,10 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stddef.h>
 #include <stdlib.h>
 
 static_assert(sizeof(QEMUTimer) == 80, "part of the binary interface");
+
 static int64_t to_ns(const QEMUTimer *ts, int64_t t)
 {
     int64_t ns;
@@ -193,17 +193,15 @@ static int deinit_timer(QEMUTimer *ts, const char *call, bool sync)
         die_misuse(call, "the timer is from timer_new(); timer_free() it");
     }
     timerlist_cancel_locked(tl, ts);
+    /* Arming it does nothing from now on: in its callback, or beside this call, which is wrong. */
+    st_release(&ts->state, ts->state | TIMER_DEAD);
     run = sync ? timerlist_find_run_locked(tl, ts) : NULL;
     if (run && this_thread.callbacks) {
         ret = -EDEADLK;
     } else if (run) {
-        /* The callback may arm its timer yet: that does nothing from now on. */
-        st_release(&ts->state, ts->state | TIMER_DEAD);
         timerlist_wait_run_locked(tl, run, &waiter);
     }
     forget_runs_locked(tl, ts);
-    st_release(&ts->state,
-               ts->state | TIMER_DEAD); /* for who arms it beside this, which is wrong */
     timerlist_drop_room(tl, ts);
     ts->timer_list = NULL;
     list_unlock(&tl->lock);
@@ -386,10 +384,9 @@ static inline bool may_arm(const QEMUTimerList *tl, const QEMUTimer *ts)
     return likely(!(ts->state & TIMER_DEAD) && !tl->closed);
 }
 
-static bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
+static ALWAYS_INLINE bool try_arm_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t soonest,
+                                         int64_t latest)
 {
-    QEMUTimerList *tl = lock_timer(ts, "timer_mod");
-
     if (!may_arm(tl, ts)) {
         list_unlock(&tl->lock);
         return false;
@@ -397,15 +394,16 @@ static bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
     return arm_unlock(tl, ts, soonest, latest);
 }
 
+static bool arm(QEMUTimer *ts, int64_t soonest, int64_t latest)
+{
+    return try_arm_unlock(lock_timer(ts, "timer_mod"), ts, soonest, latest);
+}
+
 /* Goes on where the short way ends, with the lock. */
 static __attribute__((noinline)) bool arm_plain_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
 {
     check_still_of(tl, ts, "timer_mod");
-    if (!may_arm(tl, ts)) {
-        list_unlock(&tl->lock);
-        return false;
-    }
-    return arm_unlock(tl, ts, ns, ns);
+    return try_arm_unlock(tl, ts, ns, ns);
 }
 
 static __attribute__((noinline)) bool move_unlock(QEMUTimerList *tl, QEMUTimer *ts, int64_t ns)
@@ -547,15 +545,6 @@ uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns)
     return missed;
 }
 
-static bool del(QEMUTimer *ts)
-{
-    QEMUTimerList *tl = lock_timer(ts, "timer_del");
-    bool armed = timerlist_cancel_locked(tl, ts);
-
-    list_unlock(&tl->lock);
-    return armed;
-}
-
 /* Goes on where the short way ends, with the lock. */
 static __attribute__((noinline)) bool del_unlock(QEMUTimerList *tl, QEMUTimer *ts)
 {
@@ -582,7 +571,7 @@ bool timer_del(QEMUTimer *ts)
     int64_t old, head;
 
     if (unlikely(!tl)) {
-        return del(ts);
+        return del_unlock(lock_timer(ts, "timer_del"), ts);
     }
     if (unlikely(!is_plain(ts)) || ts->place - PLACE_LIST >= TQ_LANES) {
         return del_unlock(tl, ts);

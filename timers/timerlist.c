@@ -150,14 +150,15 @@ static void due_remove(struct timer_class *cls, QEMUTimer *ts)
     ts->place = PLACE_NONE;
 }
 
-static inline void due_append(struct timer_class *cls, QEMUTimer *ts)
+/* Behind @prev; NULL: first. */
+static inline void due_link(struct timer_class *cls, QEMUTimer *prev, QEMUTimer *ts)
 {
-    QEMUTimer *last = cls->due_last;
+    QEMUTimer *next = prev ? prev->next : cls->due_first;
 
-    ts->prev = last;
-    ts->next = NULL;
-    *(last ? &last->next : &cls->due_first) = ts;
-    cls->due_last = ts;
+    ts->prev = prev;
+    ts->next = next;
+    *(prev ? &prev->next : &cls->due_first) = ts;
+    *(next ? &next->prev : &cls->due_last) = ts;
     ts->place = PLACE_DUE;
 }
 
@@ -169,11 +170,7 @@ static void due_insert(struct timer_class *cls, QEMUTimer *ts)
     while (prev && timer_before(ts, prev)) {
         prev = prev->prev;
     }
-    ts->prev = prev;
-    ts->next = prev ? prev->next : cls->due_first;
-    *(prev ? &prev->next : &cls->due_first) = ts;
-    *(ts->next ? &ts->next->prev : &cls->due_last) = ts;
-    ts->place = PLACE_DUE;
+    due_link(cls, prev, ts);
 }
 
 /* The new arming has no range, unless it is given one. */
@@ -430,7 +427,7 @@ static int collect_due_locked(QEMUTimerList *tl, int64_t now, int budget)
             timer_before(timer_queue_first(&a->queue), timer_queue_first(&b->queue))) {
             cls = a;
         }
-        due_append(cls, timer_queue_take_first(&cls->queue, ka < kb ? ka : kb));
+        due_link(cls, cls->due_last, timer_queue_take_first(&cls->queue, ka < kb ? ka : kb));
     }
     return budget;
 }
@@ -516,8 +513,7 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     if (--tl->depth == 0) {
         put_back_due_locked(tl);
     }
-    /* Every change so far published its class; moving between due list and queue changes no head.
-     * */
+    /* Every change has published its class; moving between due list and queue changes no head. */
     list_unlock(&tl->lock);
     return ran;
 }
