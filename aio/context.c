@@ -591,7 +591,7 @@ void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats)
     for (size_t i = 0; i < sizeof(out) / sizeof(*to); i++) {
         to[i] = ld_relaxed(&from[i]);
     }
+    out.notifies_sent = ld_seq(&ctx->notifies_sent); /* first: each was counted before it */
     out.notifies = wake_count_notifies(ctx);
-    out.notifies_sent = ld_relaxed(&ctx->notifies_sent);
     *ret_stats = out;
 }
