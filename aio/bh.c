@@ -80,6 +80,7 @@ static void set_flags(QEMUBH *bh, unsigned set, unsigned clear, bool notify)
     AioContext *ctx = bh->ctx;
     unsigned old = ld_relaxed(&bh->flags), new_flags;
 
+    rcu_check_fork("qemu_bh"); /* nobody would run it */
     do {
         if (unlikely(old & BH_DELETED)) {
             die_misuse("qemu_bh", "the bottom half was deleted before");

@@ -56,6 +56,33 @@ static void say_fallback(const char *what_failed, const char *instead)
     }
 }
 
+/* Contexts that were closed keep their descriptors for a grace period: waits for that.  Not for
+ * ever, since other threads may take what has come free. */
+static bool try_again(int err, int *tries)
+{
+    return (err == -EMFILE || err == -ENFILE || err == -ENOMEM) && ++*tries < 10 && rcu_reclaim();
+}
+
+static int init_one(AioContext *ctx, unsigned entries)
+{
+    int err, tries = 0;
+
+    do {
+        err = ctx->mon->init(ctx, entries);
+    } while (err < 0 && try_again(err, &tries));
+    return err;
+}
+
+static int make_wake_fd(void)
+{
+    int fd, tries = 0;
+
+    do {
+        fd = eventfd(0, EFD_CLOEXEC);
+    } while (fd < 0 && try_again(-errno, &tries));
+    return fd;
+}
+
 /* The first of the monitors that can be had, from the best one on. */
 static int init_any_monitor(AioContext *ctx, unsigned entries)
 {
@@ -66,7 +93,7 @@ static int init_any_monitor(AioContext *ctx, unsigned entries)
         size_t len = strlen(failed);
 
         ctx->mon = monitors[i];
-        err = ctx->mon->init(ctx, entries);
+        err = init_one(ctx, entries);
         if (!may_fall_back(err)) {
             break;
         }
@@ -93,7 +120,7 @@ static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
         return init_any_monitor(ctx, entries);
     }
     ctx->mon = find_monitor(name, opts->monitor ? "AioContextOptions.monitor" : "AIOCTX_FDMON");
-    return ctx->mon ? ctx->mon->init(ctx, entries) : -EINVAL;
+    return ctx->mon ? init_one(ctx, entries) : -EINVAL;
 }
 
 /* The main loop's lists outlive its context. */
@@ -124,7 +151,7 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
         return -EINVAL;
     }
     ctx->precise_ns = opts->precise_ns;
-    ctx->wake_fd = eventfd(0, EFD_CLOEXEC);
+    ctx->wake_fd = make_wake_fd();
     if (ctx->wake_fd < 0) {
         return -errno;
     }

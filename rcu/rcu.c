@@ -68,6 +68,9 @@ static char edge;             /* the address that stands for "a read section end
 
 static void unregister_self(void *unused)
 {
+    if (rcu_forked) {
+        return; /* another thread may have held liburcu's lock when this process was forked off */
+    }
     self.registered = false;
     urcu_memb_unregister_thread();
 }
@@ -187,10 +190,29 @@ static void run_deferred(struct rcu_head *urcu)
     fetch_sub_seq(&backlog, 1);
 }
 
+bool rcu_may_wait(void)
+{
+    return !self.never_block && !self.in_deferred && !this_thread.callbacks &&
+           !aio_rcu_read_ongoing();
+}
+
+bool rcu_reclaim(void)
+{
+    int cancel;
+
+    if (!rcu_may_wait() || ld_relaxed(&backlog) == 0) {
+        return false;
+    }
+    cancel = cancel_off();
+    aio_rcu_barrier();
+    cancel_restore(cancel);
+    return true;
+}
+
 /* Bounds the memory that waits to be freed where the caller may be held up. */
 static void wait_for_backlog(void)
 {
-    if (self.never_block || self.in_deferred || this_thread.callbacks || aio_rcu_read_ongoing()) {
+    if (!rcu_may_wait()) {
         return;
     }
     int cancel = cancel_off(); /* the call is counted already */

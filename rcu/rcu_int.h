@@ -22,6 +22,16 @@ static inline void rcu_check_fork(const char *call)
 /* Aborts, naming @call, when the calling thread is inside a read section: it is about to wait. */
 void rcu_check_may_wait(const char *call);
 
+/* Whether the calling thread may wait for a grace period: it is neither inside a read section or a
+ * deferred call, nor a context's home, nor below a callback. */
+bool rcu_may_wait(void);
+
+/*
+ * Waits for the deferred calls that were queued before, which give memory and descriptors back.
+ * Returns false at once where there are none, and where the calling thread may not wait.
+ */
+bool rcu_reclaim(void);
+
 /* Marks the calling thread as one that aio_call_rcu() must never hold up: a context's home. */
 void rcu_set_never_block(void);
 

@@ -18,6 +18,8 @@
  *   aio_context_ref, _get_stats,
  *   aio_context_set_precise              any                       no
  *   aio_context_unref                    any; see there            the last one: for operations
+ *   iothread_new                         any                       for the thread, briefly
+ *   iothread_get_stats                   any                       no
  *   iothread_destroy, iothread_join      any but the thread itself yes
  */
 #ifndef AIOCTX_AIO_H
@@ -328,15 +330,20 @@ typedef struct IOThreadOptions {
     unsigned
         stop_timeout_ms; /* how long iothread_destroy() waits for I/O before it cancels; 0: 10000 */
     uint32_t pad;
-    uint64_t reserved[6]; /* zero */
+    const char *cpus;     /* the processors to run on, such as "0-3,7"; NULL: the caller's */
+    uint64_t reserved[5]; /* zero */
 } IOThreadOptions;
 
 /*
  * Starts a thread that runs a context of its own.  @name (NULL: "iothread"; copied) shows in ps and
- * top, cut to 15 bytes.  @opts NULL: defaults.  The thread blocks all signals, and sets its timer
- * slack to 1 ns.
- * Returns NULL with errno: that of aio_context_new() or pthread_create(3).
- * Thread: any.  Lifetime: iothread_destroy().
+ * top, cut to 15 bytes.  @opts NULL: defaults; read before this returns.  The thread blocks all
+ * signals, and sets its timer slack to 1 ns.  With IOThreadOptions.cpus it runs on those processors
+ * alone, and puts itself there before it makes its context, so that the kernel takes the memory
+ * from the node that they belong to.
+ * Returns NULL with errno: EINVAL for a list of processors that is none or that names one which the
+ * process may not use (and says on stderr what may be named), EPERM where the kernel denies it;
+ * that of aio_context_new() or pthread_create(3).
+ * Thread: any; waits until the thread has its context.  Lifetime: iothread_destroy().
  */
 IOThread *iothread_new(const char *name, const IOThreadOptions *opts);
 
@@ -345,6 +352,25 @@ AioContext *iothread_get_aio_context(IOThread *iothread);
 
 /* The thread's name as given.  Thread: any. */
 const char *iothread_get_name(const IOThread *iothread);
+
+typedef struct IOThreadStats {
+    int32_t tid;                   /* the thread's, as in ps -L; after its end, what it was */
+    uint32_t running;              /* 1; 0: it has ended */
+    uint64_t cpu_ns;               /* processor time, in user and kernel mode */
+    uint64_t voluntary_switches;   /* times it went to sleep */
+    uint64_t involuntary_switches; /* times another thread was let run in its place */
+    uint64_t reserved[12];
+    AioContextStats context;
+} IOThreadStats;
+
+/*
+ * Copies what the kernel and the thread's context have counted; once the thread has ended, what
+ * they had counted by then.  Reads a file of /proc while the thread runs, some 20 us: not for hot
+ * paths.
+ * Returns 0; -errno of fopen(3) or clock_gettime(2).
+ * Thread: any, until iothread_destroy().
+ */
+int iothread_get_stats(IOThread *iothread, IOThreadStats *ret_stats);
 
 /*
  * Tells the thread to end: it runs the bottom halves that were accepted, waits for operations and
