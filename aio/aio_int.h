@@ -61,6 +61,11 @@ enum { DISPATCH_BATCH = 64 };
 #define WAIT_NOT INT64_C(0)
 #define WAIT_FOREVER INT64_MAX
 
+/* A FIFO of requests; `last` means something while there is a first. */
+struct fd_queue {
+    struct fd_request *first, *last;
+};
+
 /* The handlers of one fd.  Home thread only. */
 struct AioHandler {
     AioContext *ctx;
@@ -79,7 +84,7 @@ struct AioHandler {
                                 * epoll: the set holds it */
     uint32_t epoll_key;        /* epoll: of this addition to the set */
     uint32_t epoll_events;     /* epoll: how many there were */
-    struct fd_request *told;   /* removals to be told of once busy is 0 */
+    struct fd_queue told;      /* removals to be told of once busy is 0 */
     CqeHandler ready;          /* its completion: res is a POLL* mask */
     AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, epoll not in the set,
                                 * ppoll watched */
@@ -114,14 +119,14 @@ struct AioContext {
     CqeHandler *done, **done_tail; /* reaped, not yet dispatched */
     AioHandler **handlers;         /* by fd */
     int handlers_size;
-    struct fd_request *fd_first; /* taken from fd_requests, not yet applied */
-    struct fd_request *fd_told;  /* removals that were applied and are to be told of */
-    AioHandler *busy;            /* whose callback is on top of the stack */
-    unsigned depth;              /* of aio_poll() */
-    unsigned idle_events;        /* completions of this iteration that were no progress */
-    bool shut;                   /* context_shutdown() was here */
-    uint64_t inflight_ops;       /* of users, on the ring; until their callbacks are called */
-    uint64_t inflight_other;     /* aio_context_count_inflight() */
+    struct fd_queue fd_taken; /* from fd_requests, not yet applied */
+    struct fd_queue fd_told;  /* removals that were applied and are to be told of */
+    AioHandler *busy;         /* whose callback is on top of the stack */
+    unsigned depth;           /* of aio_poll() */
+    unsigned idle_events;     /* completions of this iteration that were no progress */
+    bool shut;                /* context_shutdown() was here */
+    uint64_t inflight_ops;    /* of users, on the ring; until their callbacks are called */
+    uint64_t inflight_other;  /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
     AioContextStats stats;
 
@@ -205,7 +210,7 @@ static inline bool bh_is_any(AioContext *ctx)
 
 static inline bool handlers_have_requests(AioContext *ctx)
 {
-    return ld_seq(&ctx->fd_requests) || ctx->fd_first || ctx->fd_told;
+    return ld_seq(&ctx->fd_requests) || ctx->fd_taken.first || ctx->fd_told.first;
 }
 
 /* ---- Between the files of this folder -------------------------------------------------------- */

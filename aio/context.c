@@ -335,16 +335,15 @@ static bool in_flight(AioContext *ctx)
 
 /*
  * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom
- * halves that schedule themselves for ever get a number of passes.  Returns whether nothing is in
- * flight.
+ * halves that schedule themselves, or that others schedule, for ever get a number of passes, which
+ * *passes counts down.  Returns whether nothing is in flight.
  */
-static bool quiesce(AioContext *ctx, int64_t limit_ns)
+static bool quiesce(AioContext *ctx, int64_t limit_ns, int *passes)
 {
     int64_t end = clock_monotonic_ns() + limit_ns;
-    int passes = 1000;
 
     while (in_flight(ctx) ||
-           ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && passes-- > 0)) {
+           ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && (*passes)-- > 0)) {
         if (clock_monotonic_ns() >= end) {
             return !in_flight(ctx);
         }
@@ -391,8 +390,9 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
 static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 {
     int64_t end = clock_monotonic_ns() + limit_ns;
+    int passes = 1000;
 
-    for (int i = 0; i < 100 && quiesce(ctx, end - clock_monotonic_ns()); i++) {
+    for (int i = 0; i < 100 && quiesce(ctx, end - clock_monotonic_ns(), &passes); i++) {
         if (bh_timeout(ctx) > 0) {
             bh_poll(ctx); /* idle ones: now, not in 10 ms */
         }
@@ -406,10 +406,10 @@ static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
         if (ctx->mon->cancel_all && ctx->inflight_ops) {
             ctx->mon->cancel_all(ctx);
         }
-        quiesce(ctx, INT64_C(2000000000));
+        quiesce(ctx, INT64_C(2000000000), &passes);
     }
     bh_run_last(ctx);
-    if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000))) {
+    if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000), &passes)) {
         say_in_flight(ctx, name, "given up; their memory is left to the kernel");
     }
 }

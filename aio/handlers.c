@@ -3,7 +3,7 @@
  * File descriptor handlers.
  *
  * The table belongs to the home thread alone.  Other threads push requests onto ctx->fd_requests, a
- * stack that home takes whole, reverses and appends to the FIFO ctx->fd_first, so that one thread's
+ * stack that home takes whole, reverses and appends to the FIFO ctx->fd_taken, so that one thread's
  * requests take effect in its order.  A request is taken out before it is applied.  One that asks
  * to be told goes on to the FIFO ctx->fd_told, whose callbacks only the loop calls; while the
  * handler's own callback is on the stack it waits at the handler.
@@ -35,28 +35,47 @@ static AioHandler *find(AioContext *ctx, int fd)
     return fd < ctx->handlers_size ? ctx->handlers[fd] : NULL;
 }
 
-static void append(struct fd_request **first, struct fd_request *req)
+/* Moves all of @from to the end of @to. */
+static void append_all(struct fd_queue *to, struct fd_queue *from)
 {
-    while (*first) {
-        first = &(*first)->next;
+    if (!from->first) {
+        return;
     }
-    *first = req;
+    if (to->first) {
+        to->last->next = from->first;
+    } else {
+        to->first = from->first;
+    }
+    to->last = from->last;
+    from->first = NULL;
+}
+
+static void append(struct fd_queue *to, struct fd_request *req)
+{
+    struct fd_queue one = { req, req };
+
     req->next = NULL;
+    append_all(to, &one);
+}
+
+static struct fd_request *pop(struct fd_queue *from)
+{
+    struct fd_request *req = from->first;
+
+    if (req) {
+        from->first = req->next;
+    }
+    return req;
 }
 
 /* Nothing of @h is on the stack any more: who waited for that may be told. */
 static void callback_returned(AioHandler *h)
 {
-    struct fd_request *req;
-
     if (--h->busy > 0) {
         return;
     }
     h->ctx->busy = h->busy_below;
-    while ((req = h->told)) {
-        h->told = req->next;
-        append(&h->ctx->fd_told, req);
-    }
+    append_all(&h->ctx->fd_told, &h->told);
 }
 
 static void callback_begins(AioHandler *h)
@@ -217,23 +236,20 @@ static int apply(AioContext *ctx, const struct fd_request *req)
 /* Moves what other threads have asked for to the end of the FIFO, oldest first. */
 static void take_requests(AioContext *ctx)
 {
-    struct fd_request *req, *first = NULL;
+    struct fd_queue taken = { 0 };
+    struct fd_request *req, *next;
 
     if (!ld_seq(&ctx->fd_requests)) {
         return;
     }
-    for (req = xchg_seq(&ctx->fd_requests, NULL); req;) {
-        struct fd_request *next = req->next;
-
-        req->next = first;
-        first = req;
-        req = next;
+    req = xchg_seq(&ctx->fd_requests, NULL);
+    taken.last = req;
+    for (; req; req = next) {
+        next = req->next;
+        req->next = taken.first;
+        taken.first = req;
     }
-    struct fd_request **end = &ctx->fd_first;
-    while (*end) {
-        end = &(*end)->next;
-    }
-    *end = first;
+    append_all(&ctx->fd_taken, &taken);
 }
 
 /* Passes on a request that was applied, or is dropped. */
@@ -253,8 +269,7 @@ static void apply_requests(AioContext *ctx)
     struct fd_request *req;
 
     take_requests(ctx);
-    while ((req = ctx->fd_first)) {
-        ctx->fd_first = req->next;
+    while ((req = pop(&ctx->fd_taken))) {
         apply(ctx, req); /* the caller has gone: an fd that was closed meanwhile is left out */
         end_request(ctx, find_busy(ctx, req->fd), req);
     }
@@ -265,8 +280,7 @@ static bool tell(AioContext *ctx)
     struct fd_request *req;
     bool told = false;
 
-    while ((req = ctx->fd_told)) {
-        ctx->fd_told = req->next;
+    while ((req = pop(&ctx->fd_told))) {
         told = true;
         this_thread.callbacks++;
         req->done(req->done_opaque);
@@ -299,8 +313,7 @@ void handlers_drop_requests(AioContext *ctx)
     struct fd_request *req;
 
     take_requests(ctx);
-    while ((req = ctx->fd_first)) {
-        ctx->fd_first = req->next;
+    while ((req = pop(&ctx->fd_taken))) {
         end_request(ctx, NULL, req);
     }
     tell(ctx);

@@ -45,7 +45,7 @@ struct start {
     IOThread *io;
     const IOThreadOptions *opts; /* NULL: defaults */
     const struct cpu_list *cpus; /* NULL: as the caller's */
-    bool never_block;            /* the caller must not wait for a grace period */
+    bool may_not_wait;           /* the caller, for a grace period */
     int err;
     sem_t done;
 };
@@ -100,8 +100,8 @@ static int begin(const struct start *start)
     if (ret < 0) {
         return ret;
     }
-    if (start->never_block) {
-        rcu_set_never_block();
+    if (start->may_not_wait) {
+        rcu_set_may_not_wait();
     }
     io->ctx = aio_context_new(start->opts ? &start->opts->context : NULL);
     if (!io->ctx) {
@@ -211,7 +211,7 @@ static IOThread *alloc_iothread(const char *name, const IOThreadOptions *opts)
 
 IOThread *iothread_new(const char *name, const IOThreadOptions *opts)
 {
-    struct start start = { .opts = opts, .never_block = !rcu_may_wait() };
+    struct start start = { .opts = opts, .may_not_wait = !rcu_may_wait() };
     struct cpu_list cpus;
     int ret;
 

@@ -194,6 +194,7 @@ void blk_close_check(BlockBackend *blk)
 
 void blk_unref(BlockBackend *blk)
 {
+    rcu_check_fork("blk_unref");
     if (!blk || sub_fetch_acq_rel(&blk->refcnt, 1) > 0) {
         return;
     }

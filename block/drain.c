@@ -239,12 +239,14 @@ static int drain(BlockBackend *blk)
 
 int blk_drain(BlockBackend *blk)
 {
+    rcu_check_fork("blk_drain");
     rcu_check_may_wait("blk_drain");
     return drain(blk);
 }
 
 int blk_drained_begin(BlockBackend *blk)
 {
+    rcu_check_fork("blk_drained_begin");
     rcu_check_may_wait("blk_drained_begin");
     fetch_add_seq(&blk->held, 1);
     blk_ended(blk); /* who waits for requests that an earlier section held need not any more */

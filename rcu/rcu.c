@@ -55,7 +55,7 @@ static_assert(sizeof(struct deferred) <= sizeof(AioRcuHead), "AioRcuHead is too 
 static __thread struct {
     bool registered;
     bool in_deferred; /* this is liburcu's worker, inside a deferred call */
-    bool never_block;
+    bool never_block, may_not_wait;
 } self __attribute__((tls_model("initial-exec"))); /* no call, and no memory, at its first use */
 
 static pthread_once_t process_once = PTHREAD_ONCE_INIT;
@@ -192,8 +192,13 @@ static void run_deferred(struct rcu_head *urcu)
 
 bool rcu_may_wait(void)
 {
-    return !self.never_block && !self.in_deferred && !this_thread.callbacks &&
+    return !self.may_not_wait && !self.in_deferred && !this_thread.callbacks &&
            !aio_rcu_read_ongoing();
+}
+
+void rcu_set_may_not_wait(void)
+{
+    self.may_not_wait = true;
 }
 
 bool rcu_reclaim(void)
@@ -212,7 +217,7 @@ bool rcu_reclaim(void)
 /* Bounds the memory that waits to be freed where the caller may be held up. */
 static void wait_for_backlog(void)
 {
-    if (!rcu_may_wait()) {
+    if (self.never_block || !rcu_may_wait()) {
         return;
     }
     int cancel = cancel_off(); /* the call is counted already */

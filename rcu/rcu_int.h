@@ -23,8 +23,10 @@ static inline void rcu_check_fork(const char *call)
 void rcu_check_may_wait(const char *call);
 
 /* Whether the calling thread may wait for a grace period: it is neither inside a read section or a
- * deferred call, nor a context's home, nor below a callback. */
+ * deferred call nor below a callback. */
 bool rcu_may_wait(void);
+/* From now on it may not: another thread that may not waits for it. */
+void rcu_set_may_not_wait(void);
 
 /*
  * Waits for the deferred calls that were queued before, which give memory and descriptors back.

@@ -141,6 +141,13 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(AioContextOptions, reserved, 24);
     EXPECT_EQ(sizeof(IOThreadOptions), 120u);
     EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 64);
+    EXPECT_MEMBER(IOThreadOptions, cpus, 72);
+    EXPECT_MEMBER(IOThreadOptions, reserved, 80);
+    EXPECT_EQ(sizeof(IOThreadStats), 384u);
+    EXPECT_MEMBER(IOThreadStats, cpu_ns, 8);
+    EXPECT_MEMBER(IOThreadStats, involuntary_switches, 24);
+    EXPECT_MEMBER(IOThreadStats, reserved, 32);
+    EXPECT_MEMBER(IOThreadStats, context, 128);
     EXPECT_EQ(sizeof(AioContextStats), 256u);
     EXPECT_MEMBER(AioContextStats, precise_polls, 128);
     EXPECT_MEMBER(AioContextStats, reserved, 144);

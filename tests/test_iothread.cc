@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* IOThreads: starting, stopping, what destroying one does. */
+/* IOThreads: starting, where they run, what one costs, stopping, what destroying one does. */
 #include "loop_support.h"
+#include "seccomp_support.h"
 
 #include <csignal>
 #include <fstream>
 #include <liburing.h>
+#include <sched.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <thread>
 
 class IOThreads : public OnEachMonitor
@@ -47,20 +50,383 @@ TEST_P(IOThreads, BlockSignalsAndSetTheirSlack)
     EXPECT_EQ(slack, 1);
 }
 
-TEST_P(IOThreads, AreMadeAndDestroyedManyTimesWithoutALeak)
+/* The processors of the calling thread. */
+static std::vector<int> OwnCpus()
 {
-    AioContextOptions copts = {};
+    cpu_set_t set;
+    std::vector<int> cpus;
+
+    CPU_ZERO(&set);
+    EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &set)) {
+            cpus.push_back(cpu);
+        }
+    }
+    return cpus;
+}
+
+static IOThread *NewWithCpus(const char *monitor, const char *cpus)
+{
     IOThreadOptions opts = {};
 
-    copts.monitor = GetParam();
-    opts.context = copts;
-    for (int i = 0; i < (kSanitized ? 100 : 500); i++) {
-        IOThread *io = iothread_new("many", &opts);
+    opts.context.monitor = monitor;
+    opts.cpus = cpus;
+    return iothread_new("cpus", &opts);
+}
+
+TEST_P(IOThreads, RunOnTheProcessorsThatTheyAreGiven)
+{
+    std::vector<int> mine = OwnCpus();
+
+    for (int cpu : { mine.front(), mine.back() }) {
+        std::vector<int> its;
+        std::atomic<bool> done{ false };
+        Call call{ [&] {
+            its = OwnCpus();
+            done = true;
+        } };
+        IOThread *io = NewWithCpus(GetParam(), std::to_string(cpu).c_str());
         ASSERT_NE(io, nullptr);
+        aio_bh_schedule_oneshot(iothread_get_aio_context(io), Call::Run, &call);
+        EXPECT_TRUE(WaitUntil([&] { return done.load(); }));
+        EXPECT_EQ(iothread_destroy(io), 0);
+        EXPECT_EQ(its, std::vector<int>{ cpu });
+    }
+    EXPECT_EQ(OwnCpus(), mine) << "those of the thread that made them stay";
+}
+
+TEST_P(IOThreads, ListsOfProcessorsMayHaveRanges)
+{
+    std::vector<int> mine = OwnCpus();
+    std::string list;
+
+    for (int cpu : mine) { /* each as a range of one, and the first once more */
+        list += std::to_string(cpu) + "-" + std::to_string(cpu) + ",";
+    }
+    list += std::to_string(mine[0]);
+    std::vector<int> its;
+    std::atomic<bool> done{ false };
+    Call call{ [&] {
+        its = OwnCpus();
+        done = true;
+    } };
+    IOThread *io = NewWithCpus(GetParam(), list.c_str());
+    ASSERT_NE(io, nullptr);
+    aio_bh_schedule_oneshot(iothread_get_aio_context(io), Call::Run, &call);
+    EXPECT_TRUE(WaitUntil([&] { return done.load(); }));
+    EXPECT_EQ(iothread_destroy(io), 0);
+    EXPECT_EQ(its, mine);
+}
+
+TEST(IOThreadCpus, BadListIsAnErrorThatSaysWhatOneIs)
+{
+    for (const char *bad : { "", "x", "0,", ",0", "0-", "-0", "0 ", "0,,1", "3-1", "0x1", "0-1-2",
+                             "8192", "99999999999999999999" }) {
+        testing::internal::CaptureStderr();
+        IOThread *io = NewWithCpus(nullptr, bad);
+        int err = errno;
+        std::string said = testing::internal::GetCapturedStderr();
+
+        EXPECT_EQ(io, nullptr) << bad;
+        EXPECT_EQ(err, EINVAL) << bad;
+        EXPECT_NE(said.find("IOThreadOptions.cpus is '" + std::string(bad) + "'"),
+                  std::string::npos)
+            << said;
+        EXPECT_NE(said.find("such as 0-3,7, each 0 to 8191"), std::string::npos) << said;
+    }
+}
+
+TEST(IOThreadCpus, OneThatCannotBeHadIsAnErrorThatSaysWhichCan)
+{
+    std::string some = std::to_string(OwnCpus()[0]) + ",8191";
+
+    for (std::string list : { std::string("8191"), some }) {
+        testing::internal::CaptureStderr();
+        IOThread *io = NewWithCpus(nullptr, list.c_str());
+        int err = errno;
+        std::string said = testing::internal::GetCapturedStderr();
+
+        EXPECT_EQ(io, nullptr);
+        EXPECT_EQ(err, EINVAL);
+        EXPECT_NE(said.find("IOThreadOptions.cpus is '" + list + "'; this process may use "),
+                  std::string::npos)
+            << said;
+        EXPECT_NE(said.find(" use " + std::to_string(OwnCpus()[0])), std::string::npos) << said;
+    }
+}
+
+TEST(IOThreadCpus, DenialIsAnError)
+{
+    bool denied = false;
+
+    std::thread([&] {
+        std::string cpu = std::to_string(OwnCpus()[0]);
+
+        denied = Deny({ { SYS_sched_setaffinity, EPERM } });
+        if (!denied) {
+            return;
+        }
+        testing::internal::CaptureStderr();
+        IOThread *io = NewWithCpus(nullptr, cpu.c_str());
+        int err = errno;
+        std::string said = testing::internal::GetCapturedStderr();
+        EXPECT_EQ(io, nullptr);
+        EXPECT_EQ(err, EPERM);
+        EXPECT_NE(said.find("IOThreadOptions.cpus"), std::string::npos) << said;
+    }).join();
+    if (!denied) {
+        GTEST_SKIP() << "no seccomp filters here";
+    }
+}
+
+TEST_P(IOThreads, StatisticsAreTheThreadsAndItsContexts)
+{
+    ScopedIOThread io(GetParam(), "stats");
+    IOThreadStats first, then;
+    pid_t tid = 0;
+
+    ASSERT_EQ(iothread_get_stats(io.get(), &first), 0);
+    io.Run([&] {
+        struct timespec begin, now;
+
+        tid = gettid();
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
+        do {
+            clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        } while (now.tv_sec == begin.tv_sec && now.tv_nsec - begin.tv_nsec < 2000000);
+    });
+    ASSERT_EQ(iothread_get_stats(io.get(), &then), 0);
+    EXPECT_EQ(first.tid, tid);
+    EXPECT_EQ(then.tid, tid);
+    EXPECT_EQ(then.running, 1u);
+    EXPECT_GT(then.cpu_ns, first.cpu_ns);
+    EXPECT_GE(then.context.bhs, 1u);
+    EXPECT_GE(then.context.bhs, first.context.bhs + 1);
+    /* Each of its sleeps from now on is a switch. */
+    for (int i = 0; i < 20; i++) {
+        ASSERT_EQ(iothread_get_stats(io.get(), &then), 0);
+        io.Run([] {});
+        EXPECT_TRUE(WaitUntil([&] {
+            IOThreadStats s;
+            EXPECT_EQ(iothread_get_stats(io.get(), &s), 0);
+            return s.voluntary_switches > then.voluntary_switches;
+        }));
+    }
+}
+
+TEST_P(IOThreads, StatisticsStayAfterTheEnd)
+{
+    IOThreadOptions opts = {};
+    opts.context.monitor = GetParam();
+    IOThread *io = iothread_new("stats", &opts);
+    IOThreadStats before, after, again;
+    std::atomic<int> runs{ 0 };
+    Call call{ [&] { runs++; } };
+
+    aio_bh_schedule_oneshot(iothread_get_aio_context(io), Call::Run, &call);
+    ASSERT_EQ(iothread_get_stats(io, &before), 0);
+    iothread_stop(io);
+    ASSERT_EQ(iothread_join(io), 0);
+    ASSERT_EQ(iothread_get_stats(io, &after), 0);
+    EXPECT_EQ(after.running, 0u);
+    EXPECT_EQ(after.tid, before.tid);
+    EXPECT_GT(after.cpu_ns, 0u);
+    EXPECT_GE(after.cpu_ns, before.cpu_ns);
+    EXPECT_GE(after.voluntary_switches, before.voluntary_switches);
+    EXPECT_GE(after.involuntary_switches, before.involuntary_switches);
+    EXPECT_EQ(after.context.bhs, 1u);
+    ASSERT_EQ(iothread_get_stats(io, &again), 0);
+    EXPECT_EQ(again.cpu_ns, after.cpu_ns);
+    EXPECT_EQ(iothread_destroy(io), 0);
+}
+
+/* The thread may end between any two steps of who asks. */
+TEST_P(IOThreads, StatisticsMayBeAskedForBesideTheEnd)
+{
+    for (int i = 0; i < (kSanitized ? 20 : 100); i++) {
+        IOThreadOptions opts = {};
+        opts.context.monitor = GetParam();
+        IOThread *io = iothread_new("stats", &opts);
+        std::atomic<bool> ended{ false };
+        std::thread asks([&] {
+            while (!ended) {
+                IOThreadStats s;
+                ASSERT_EQ(iothread_get_stats(io, &s), 0);
+                ASSERT_GT(s.tid, 0);
+            }
+        });
+
+        iothread_stop(io);
+        WaitUntil([&] {
+            IOThreadStats s;
+            EXPECT_EQ(iothread_get_stats(io, &s), 0);
+            return !s.running;
+        });
+        ended = true;
+        asks.join();
         ASSERT_EQ(iothread_destroy(io), 0);
     }
-    aio_rcu_barrier();
 }
+
+/* ---- What one costs -------------------------------------------------------------------------- */
+
+/* Bytes of the process that are in memory. */
+static double ResidentBytes()
+{
+    std::ifstream statm("/proc/self/statm");
+    double size = 0, resident = 0;
+
+    statm >> size >> resident;
+    return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
+/* One that has done a little of everything. */
+static void UseOnce(IOThread *io, SocketPair *s)
+{
+    std::atomic<int> done{ 0 };
+    Call count{ [&] { done++; } };
+    Call receive{ [&] {
+        char c;
+        done += read(s->a, &c, 1) == 1;
+    } };
+    AioContext *ctx = iothread_get_aio_context(io);
+    QEMUTimer *ts = aio_timer_new(ctx, QEMU_CLOCK_REALTIME, SCALE_NS, Call::Run, &count);
+
+    timer_mod(ts, 0);
+    aio_bh_schedule_oneshot(ctx, Call::Run, &count);
+    aio_set_fd_handler(ctx, s->a, Call::Run, nullptr, nullptr, nullptr, &receive);
+    ASSERT_EQ(write(s->b, "x", 1), 1);
+    ASSERT_TRUE(WaitUntil([&] { return done == 3; }));
+    aio_remove_fd_handler_async(ctx, s->a, Call::Run, &count);
+    ASSERT_TRUE(WaitUntil([&] { return done == 4; }));
+    timer_free(ts);
+}
+
+static double ResidentBytesOfEach(const char *monitor, int n)
+{
+    IOThreadOptions opts = {};
+    std::vector<IOThread *> ios;
+    SocketPair s;
+    double before = 0, after;
+
+    opts.context.monitor = monitor;
+    for (int i = 0; i <= n; i++) {
+        ios.push_back(iothread_new("memory", &opts));
+        if (!ios.back()) {
+            ADD_FAILURE() << "iothread_new: errno " << errno;
+            break;
+        }
+        UseOnce(ios.back(), &s);
+        if (i == 0) { /* what is there once is not counted */
+            before = ResidentBytes();
+        }
+    }
+    after = ResidentBytes();
+    for (IOThread *io : ios) {
+        EXPECT_EQ(iothread_destroy(io), 0);
+    }
+    return (after - before) / n;
+}
+
+TEST_P(IOThreads, EachTakesAtMost300KiBOfMemory)
+{
+    if (kSanitized) {
+        GTEST_SKIP() << "a sanitizer keeps memory of its own for each thread";
+    }
+    double each = ResidentBytesOfEach(GetParam(), 64);
+
+    EXPECT_LE(each, 300 * 1024);
+    EXPECT_GT(each, 4 * 1024) << "the measurement";
+}
+
+/* A thread's switches and system calls so far. */
+struct Activity {
+    uint64_t switches, syscalls, iterations;
+    bool operator==(const Activity &other) const
+    {
+        return switches == other.switches && syscalls == other.syscalls &&
+               iterations == other.iterations;
+    }
+};
+
+static Activity ActivityOf(IOThread *io)
+{
+    IOThreadStats s = {};
+
+    EXPECT_EQ(iothread_get_stats(io, &s), 0);
+    return { s.voluntary_switches, s.context.syscalls, s.context.iterations };
+}
+
+TEST_P(IOThreads, IdleOneMakesNoSystemCallAndDoesNotWakeUp)
+{
+    ScopedIOThread io(GetParam(), "idle");
+    SocketPair s;
+    Call never{ [] { ADD_FAILURE(); } };
+    QEMUTimer *ts = aio_timer_new(io.ctx(), QEMU_CLOCK_REALTIME, SCALE_MS, Call::Run, &never);
+
+    timer_mod(ts, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + 3600000);
+    io.Run(
+        [&] { aio_set_fd_handler(io.ctx(), s.a, Call::Run, nullptr, nullptr, nullptr, &never); });
+    Activity now = ActivityOf(io.get()), then;
+    do { /* until it sleeps */
+        then = now;
+        usleep(50000);
+        now = ActivityOf(io.get());
+    } while (!(now == then));
+    usleep(300000);
+    now = ActivityOf(io.get());
+    EXPECT_EQ(now.syscalls, then.syscalls);
+    EXPECT_EQ(now.iterations, then.iterations);
+    EXPECT_EQ(now.switches, then.switches);
+    io.Run([&] { aio_set_fd_handler(io.ctx(), s.a, nullptr, nullptr, nullptr, nullptr, nullptr); });
+    timer_free(ts);
+}
+
+/* Whether the kernel can be told that a wait for completions is no wait for I/O. */
+static bool KernelHasNoIowait()
+{
+    struct io_uring ring;
+    struct io_uring_params p = {};
+
+    if (io_uring_queue_init_params(1, &ring, &p) < 0) {
+        return false;
+    }
+    io_uring_queue_exit(&ring);
+    return (p.features & (1U << 17)) != 0; /* IORING_FEAT_NO_IOWAIT */
+}
+
+static int ThreadsInIowait()
+{
+    std::ifstream stat("/proc/stat");
+    std::string word;
+    int n = -1;
+
+    while (stat >> word) {
+        if (word == "procs_blocked") {
+            stat >> n;
+        }
+    }
+    return n;
+}
+
+TEST_P(IOThreads, IdleOnesAreNotCountedAsWaitingForIo)
+{
+    if (GetParam() == std::string("io_uring") && !KernelHasNoIowait()) {
+        GTEST_SKIP() << "no IORING_FEAT_NO_IOWAIT in this kernel";
+    }
+    const int n = 100;
+    std::vector<std::unique_ptr<ScopedIOThread>> ios;
+
+    for (int i = 0; i < n; i++) {
+        ios.push_back(std::make_unique<ScopedIOThread>(GetParam()));
+        ios.back()->Run([] {});
+    }
+    /* The rest of the machine may have some. */
+    EXPECT_TRUE(WaitUntil([] { return ThreadsInIowait() < n / 2; }, 10));
+}
+
+/* ---- Ending ---------------------------------------------------------------------------------- */
 
 TEST_P(IOThreads, DestroyRunsTheBottomHalvesThatWereAccepted)
 {
