@@ -107,14 +107,14 @@ static uint64_t make_run_id(void)
 /* Returns 0 or the exit status, after a message. */
 static int make_thread(struct app *app, unsigned index)
 {
-    IOThreadOptions io_opts = { .context.monitor = app->opt.monitor };
+    IOThreadOptions io_opts = { .context.monitor = app->opt.monitor, .cpus = app->opt.cpus };
     char name[16], *why = NULL;
     int status;
 
     snprintf(name, sizeof(name), "io%u", index);
     app->threads[index] = iothread_new(name, &io_opts);
     if (!app->threads[index] && errno == EINVAL) {
-        return EXIT_USAGE; /* a bad AIOCTX_FDMON: the library has said so */
+        return EXIT_USAGE; /* --cpus or AIOCTX_FDMON: the library has said so */
     }
     if (!app->threads[index]) {
         status = app->opt.monitor ? EXIT_USAGE : EXIT_FAILED;

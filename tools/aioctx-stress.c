@@ -361,7 +361,7 @@ static void start_contexts(void)
     S.iothreads = must_alloc(S.opt.contexts, sizeof(IOThread *));
     S.ctx = must_alloc(S.opt.contexts, sizeof(AioContext *));
     for (unsigned i = 0; i < S.opt.contexts; i++) {
-        IOThreadOptions io = { .context.monitor = monitor_of(i) };
+        IOThreadOptions io = { .context.monitor = monitor_of(i), .cpus = S.opt.cpus };
 
         S.iothreads[i] = iothread_new(home(i)->name, &io);
         if (!S.iothreads[i]) {

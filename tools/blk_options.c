@@ -21,7 +21,7 @@ enum {
     OPT_FILE = 256, OPT_BACKEND, OPT_SIZE, OPT_CREATE, OPT_DIRECT, OPT_IOTHREADS, OPT_RW,
     OPT_RWMIXREAD, OPT_BS, OPT_IODEPTH, OPT_RATE, OPT_DEADLINE, OPT_VERIFY, OPT_VERIFY_ERRORS_MAX,
     OPT_LAYOUT, OPT_EXPECT_PATTERN, OPT_RUNTIME, OPT_IOS, OPT_SEED, OPT_FSYNC, OPT_MONITOR,
-    OPT_JSON, OPT_NO_PROGRESS, OPT_HELP, OPT_VERSION,
+    OPT_CPUS, OPT_JSON, OPT_NO_PROGRESS, OPT_HELP, OPT_VERSION,
 };
 
 static const struct option long_options[] = {
@@ -46,6 +46,7 @@ static const struct option long_options[] = {
     {"seed", required_argument, NULL, OPT_SEED},
     {"fsync", required_argument, NULL, OPT_FSYNC},
     {"monitor", required_argument, NULL, OPT_MONITOR},
+    {"cpus", required_argument, NULL, OPT_CPUS},
     {"json", required_argument, NULL, OPT_JSON},
     {"no-progress", no_argument, NULL, OPT_NO_PROGRESS},
     {"help", no_argument, NULL, OPT_HELP},
@@ -100,6 +101,7 @@ static const char help[] =
     "\n"
     "How:\n"
     "  --monitor NAME         io_uring, epoll or ppoll [the first that can be had]\n"
+    "  --cpus LIST            processors that the iothreads run on, such as 0-3,7 [any]\n"
     "  --json FILE            write configuration and results as JSON too; '-': to standard\n"
     "                         output, and the table to standard error\n"
     "  --no-progress          no progress line (there is none anyway when stderr is no terminal)\n"
@@ -312,6 +314,9 @@ static bool take_option(struct blk_options *opt, int code, const char *text)
         return take_unsigned("fsync", text, 1, UINT32_MAX, &opt->fsync_every);
     case OPT_MONITOR:
         return take_monitor(opt, text);
+    case OPT_CPUS:
+        opt->cpus = text; /* the library says what is wrong with it */
+        return true;
     case OPT_JSON:
         return take_text("json", text, &opt->json);
     default:

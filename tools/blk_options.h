@@ -16,6 +16,7 @@ struct blk_options {
     const char *file;    /* or */
     const char *backend; /* a spec for blk_open() */
     const char *monitor; /* NULL: the library's choice */
+    const char *cpus;    /* of the iothreads; NULL: any */
     const char *json;    /* path, "-" for stdout, or NULL */
     const char *rw_name;
     uint64_t size_bytes; /* 0: the whole device */

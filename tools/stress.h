@@ -150,6 +150,7 @@ struct options {
     uint64_t seed;
     unsigned threads, contexts, timers;
     const char *monitor;
+    const char *cpus; /* of the iothreads; NULL: any */
     unsigned mix[OP_MIX_MAX];
     unsigned mix_sum;
     int plant; /* enum plant */

@@ -41,6 +41,7 @@ static const char help[] =
     "  -n, --timers N     timers that all threads share, 1 to 100000 (16)\n"
     "      --monitor M    io_uring, epoll, ppoll, all (in turn), or auto: the library's choice\n"
     "                     (auto)\n"
+    "      --cpus LIST    processors that the iothreads run on, such as 0-3,7 (any)\n"
     "      --mix OP=W,... how often each operation is chosen, relative to the others; those not\n"
     "                     named are not used.  (mod=40,anticipate=15,range=10,forward=10,del=12,\n"
     "                     del-sync=8,free=5,embed=10,read=10,walk=3,deadline=4,disable=2,stop=2,\n"
@@ -170,6 +171,9 @@ static void parse_option(struct options *opt, int c, const char *arg)
     case 'M':
         parse_monitor(opt, optarg);
         break;
+    case 'C':
+        opt->cpus = optarg; /* the library says what is wrong with it */
+        break;
     case 'x':
         parse_mix(opt, optarg);
         break;
@@ -196,12 +200,19 @@ static void parse_option(struct options *opt, int c, const char *arg)
 void options_parse(struct options *opt, int argc, char **argv)
 {
     static const struct option options[] = {
-        { "seconds", required_argument, NULL, 's' }, { "seed", required_argument, NULL, 'S' },
-        { "threads", required_argument, NULL, 't' }, { "contexts", required_argument, NULL, 'c' },
-        { "timers", required_argument, NULL, 'n' },  { "monitor", required_argument, NULL, 'M' },
-        { "mix", required_argument, NULL, 'x' },     { "plant", required_argument, NULL, 'p' },
-        { "list-plants", no_argument, NULL, 'L' },   { "quiet", no_argument, NULL, 'q' },
-        { "help", no_argument, NULL, 'h' },          { NULL, 0, NULL, 0 },
+        { "seconds", required_argument, NULL, 's' },
+        { "seed", required_argument, NULL, 'S' },
+        { "threads", required_argument, NULL, 't' },
+        { "contexts", required_argument, NULL, 'c' },
+        { "timers", required_argument, NULL, 'n' },
+        { "monitor", required_argument, NULL, 'M' },
+        { "cpus", required_argument, NULL, 'C' },
+        { "mix", required_argument, NULL, 'x' },
+        { "plant", required_argument, NULL, 'p' },
+        { "list-plants", no_argument, NULL, 'L' },
+        { "quiet", no_argument, NULL, 'q' },
+        { "help", no_argument, NULL, 'h' },
+        { NULL, 0, NULL, 0 },
     };
     int c;
 
