@@ -30,7 +30,9 @@ enum bench_metric {
     BENCH_WAKEUPS_PER_K, /* wake-ups of the loop per 1000 operations */
     BENCH_WAKEUPS_PER_M, /* per million */
     BENCH_BYTES,
-    BENCH_USER_BYTES, /* of BENCH_BYTES, what the user holds */
+    BENCH_USER_BYTES,  /* of BENCH_BYTES, what the user holds */
+    BENCH_TO_BEST,     /* wall time, as a multiple of the best peer's */
+    BENCH_CPU_TO_BEST, /* CPU time likewise */
     BENCH_METRICS
 };
 
@@ -155,6 +157,14 @@ void bench_sample_threads(struct bench *b, const char *case_name, const char *im
                           unsigned threads, uint64_t n, const struct bench_share *shares);
 
 void bench_sample(struct bench_row *row, enum bench_metric metric, double value);
+
+/*
+ * Adds to each row of a case that is ours (b->ours, and what begins with it and a dash) its ratio
+ * to the best of the @nr_peers rows of peers with the same n and threads, for wall and for CPU
+ * time; the best is the one with the least median.  After the last sample.
+ */
+void bench_sample_best(struct bench *b, const char *case_name, const char *const *peers,
+                       unsigned nr_peers);
 
 /*
  * Prints the rows of one case, with ratios by @metric: to the smallest n of the same

@@ -42,6 +42,8 @@ static const struct {
     [BENCH_WAKEUPS_PER_M] = { "wakeups_per_m", "1/1000000" },
     [BENCH_BYTES] = { "bytes", "B" },
     [BENCH_USER_BYTES] = { "user_bytes", "B" },
+    [BENCH_TO_BEST] = { "to_best", "of the best peer" },
+    [BENCH_CPU_TO_BEST] = { "cpu_to_best", "of the best peer" },
 };
 
 static struct bench_row *get_row(struct bench *b, const struct bench_row *key)
@@ -178,6 +180,48 @@ static bool ratio_of(const struct bench_row *a, const struct bench_row *b, enum 
     *ret_ratio = median(v, sa->nr);
     free(v);
     return true;
+}
+
+static bool is_ours(const struct bench *b, const char *impl)
+{
+    size_t len = strlen(b->ours);
+    return !strncmp(impl, b->ours, len) && (!impl[len] || impl[len] == '-');
+}
+
+static const struct bench_row *find_best(const struct bench *b, const struct bench_row *like,
+                                         enum bench_metric metric, const char *const *peers,
+                                         unsigned nr_peers)
+{
+    const struct bench_row *best = NULL;
+    for (const struct bench_row *r = b->rows; r; r = r->next) {
+        unsigned p = 0;
+        while (p < nr_peers && strcmp(peers[p], r->impl)) {
+            p++;
+        }
+        if (p < nr_peers && r->samples[metric].nr && !strcmp(r->case_name, like->case_name) &&
+            r->n == like->n && r->threads == like->threads && r->thread == like->thread &&
+            (!best || value_of(r, metric) < value_of(best, metric))) {
+            best = r;
+        }
+    }
+    return best;
+}
+
+void bench_sample_best(struct bench *b, const char *case_name, const char *const *peers,
+                       unsigned nr_peers)
+{
+    static const enum bench_metric of[][2] = { { BENCH_NS_PER_OP, BENCH_TO_BEST },
+                                               { BENCH_CPU_NS_PER_OP, BENCH_CPU_TO_BEST } };
+    for (struct bench_row *r = b->rows; r; r = r->next) {
+        for (unsigned i = 0; i < 2 && !strcmp(r->case_name, case_name) && is_ours(b, r->impl);
+             i++) {
+            const struct bench_row *best = find_best(b, r, of[i][0], peers, nr_peers);
+            double ratio;
+            if (best && ratio_of(r, best, of[i][0], &ratio)) {
+                bench_sample(r, of[i][1], ratio);
+            }
+        }
+    }
 }
 
 /* ---- Tables ---------------------------------------------------------------------------------- */
