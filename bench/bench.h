@@ -30,7 +30,10 @@ enum bench_metric {
     BENCH_WAKEUPS_PER_K, /* wake-ups of the loop per 1000 operations */
     BENCH_WAKEUPS_PER_M, /* per million */
     BENCH_BYTES,
-    BENCH_USER_BYTES,  /* of BENCH_BYTES, what the user holds */
+    BENCH_USER_BYTES, /* of BENCH_BYTES, what the user holds */
+    BENCH_TIMES_RUN,  /* how often a thread got a processor */
+    BENCH_SYSCALLS,
+    BENCH_IOWAIT,      /* threads that the kernel takes to wait for I/O */
     BENCH_TO_BEST,     /* wall time, as a multiple of the best peer's */
     BENCH_CPU_TO_BEST, /* CPU time likewise */
     BENCH_METRICS

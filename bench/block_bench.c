@@ -11,20 +11,12 @@
  *   file-deadline  the same with a deadline on each read, beside linked timeouts
  */
 #include "block_load.h"
+#include "test_file.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/magic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/vfs.h>
-#include <unistd.h>
 
 #define DEPTH 32
-#define FILE_DIR "/var/tmp"
-#define FILE_BLOCKS_MAX (64 * 1024 * 1024 / BLOCK_BYTES)
-#define FILE_BLOCKS_SMOKE (1024 * 1024 / BLOCK_BYTES)
 
 static const char *const case_names[] = { "null", "null-deadline", "null-scaling",
                                           "file", "file-deadline", NULL };
@@ -115,93 +107,6 @@ static void run_null(struct bench *b, const char *case_name, unsigned threads, u
 
 /* ---- The file driver ------------------------------------------------------------------------- */
 
-struct test_file {
-    int fd;
-    uint32_t blocks;
-    uint64_t *expect; /* the first word of each block */
-};
-
-/* A file without a name: nothing is left behind, however the program ends. */
-static int make_file(uint32_t blocks)
-{
-    uint64_t buf[BLOCK_BYTES / sizeof(uint64_t)], random = 1;
-    int fd = open(FILE_DIR, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        char name[] = FILE_DIR "/aioctx-bench-XXXXXX";
-        fd = mkostemp(name, O_CLOEXEC);
-        if (fd < 0 || unlink(name)) {
-            bench_die("block_bench: cannot make a file in %s: %s", FILE_DIR, strerror(errno));
-        }
-    }
-    for (uint32_t i = 0; i < blocks; i++) {
-        for (size_t w = 0; w < sizeof(buf) / sizeof(buf[0]); w++) {
-            buf[w] = bench_random(&random);
-        }
-        if (write(fd, buf, sizeof(buf)) != (ssize_t)sizeof(buf)) {
-            bench_die("block_bench: cannot write %u MiB in %s: %s", blocks / 256, FILE_DIR,
-                      strerror(errno));
-        }
-    }
-    fdatasync(fd); /* so that no write-back runs beside the reads */
-    return fd;
-}
-
-/* Whether reads of this file go the usual way: those of a file system in memory are handed to
- * kernel threads, which would measure something else. */
-static bool on_real_file_system(int fd)
-{
-    struct statfs fs;
-    return !fstatfs(fd, &fs) && (unsigned long)fs.f_type != TMPFS_MAGIC &&
-           (unsigned long)fs.f_type != RAMFS_MAGIC;
-}
-
-/* Reads the whole file, which brings it into the page cache, too. */
-static void read_expected(struct test_file *f)
-{
-    uint64_t buf[BLOCK_BYTES / sizeof(uint64_t)];
-    f->expect = calloc(f->blocks, sizeof(*f->expect));
-    if (!f->expect) {
-        bench_die("out of memory");
-    }
-    for (uint32_t i = 0; i < f->blocks; i++) {
-        if (pread(f->fd, buf, sizeof(buf), (off_t)i * BLOCK_BYTES) != (ssize_t)sizeof(buf)) {
-            bench_die("block_bench: cannot read the file: %s", strerror(errno));
-        }
-        f->expect[i] = buf[0];
-    }
-}
-
-/* Returns false, and says why, when there is no file to measure with. */
-static bool open_file(struct test_file *f, const char *path, bool smoke)
-{
-    f->blocks = smoke ? FILE_BLOCKS_SMOKE : FILE_BLOCKS_MAX;
-    if (path) {
-        struct stat st;
-        f->fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (f->fd < 0 || fstat(f->fd, &st)) {
-            bench_die("block_bench: cannot open '%s': %s", path, strerror(errno));
-        }
-        if (!S_ISREG(st.st_mode) || st.st_size < BLOCK_BYTES) {
-            bench_die("block_bench: '%s' is no regular file of at least %d bytes", path,
-                      BLOCK_BYTES);
-        }
-        if (st.st_size / BLOCK_BYTES < f->blocks) {
-            f->blocks = (uint32_t)(st.st_size / BLOCK_BYTES);
-        }
-    } else {
-        f->fd = make_file(f->blocks);
-    }
-    if (!on_real_file_system(f->fd)) {
-        printf("file skipped: %s lies on a file system in memory; name a file elsewhere with "
-               "--file\n",
-               path ? path : FILE_DIR);
-        close(f->fd);
-        return false;
-    }
-    read_expected(f);
-    return true;
-}
-
 static void run_file(struct bench *b, const char *case_name, unsigned threads, unsigned depth,
                      const struct test_file *f)
 {
@@ -242,7 +147,7 @@ static void run_cases(struct bench *b, const char *case_list, unsigned depth, co
         }
         if (file && !tried) {
             tried = true;
-            have_file = open_file(&f, path, b->smoke);
+            have_file = test_file_open(&f, path, b->smoke);
         }
         for (unsigned threads = scaling ? last : first; threads <= last; threads++) {
             if (!file) {
@@ -254,8 +159,7 @@ static void run_cases(struct bench *b, const char *case_list, unsigned depth, co
         bench_print(b, name, scaling ? BENCH_OPS_PER_S : BENCH_CPU_NS_PER_OP);
     }
     if (have_file) {
-        free(f.expect);
-        close(f.fd);
+        test_file_close(&f);
     }
 }
 
@@ -267,7 +171,8 @@ int main(int argc, char **argv)
           &case_list },
         { "depth", "N", "reads in flight on each thread, 1 to 64 (default 32)", &depth_text },
         { "file", "FILE",
-          "a file to read, its first 64 MiB (default: one of its own in " FILE_DIR ")", &path },
+          "a file to read, its first 64 MiB (default: one of its own in " TEST_FILE_DIR ")",
+          &path },
         { "child", "INDEX", NULL, &child }, /* see block_process.c */
         { 0 },
     };

@@ -42,6 +42,9 @@ static const struct {
     [BENCH_WAKEUPS_PER_M] = { "wakeups_per_m", "1/1000000" },
     [BENCH_BYTES] = { "bytes", "B" },
     [BENCH_USER_BYTES] = { "user_bytes", "B" },
+    [BENCH_TIMES_RUN] = { "times_run", "1" },
+    [BENCH_SYSCALLS] = { "syscalls", "1" },
+    [BENCH_IOWAIT] = { "iowait_threads", "threads" },
     [BENCH_TO_BEST] = { "to_best", "of the best peer" },
     [BENCH_CPU_TO_BEST] = { "cpu_to_best", "of the best peer" },
 };
@@ -170,16 +173,19 @@ static bool ratio_of(const struct bench_row *a, const struct bench_row *b, enum 
         return false;
     }
     if (sa->nr != sb->nr) {
-        *ret_ratio = value_of(a, metric) / value_of(b, metric);
-        return true;
+        double of = value_of(b, metric);
+        *ret_ratio = of > 0 ? value_of(a, metric) / of : 0;
+        return of > 0;
     }
     double *v = copy_samples(sa);
+    bool any = true;
     for (size_t i = 0; i < sa->nr; i++) {
-        v[i] /= sb->v[i];
+        any &= sb->v[i] > 0;
+        v[i] /= any ? sb->v[i] : 1;
     }
     *ret_ratio = median(v, sa->nr);
     free(v);
-    return true;
+    return any;
 }
 
 static bool is_ours(const struct bench *b, const char *impl)

@@ -14,18 +14,13 @@
  * subtracted, and what a library makes once is there before the first look.  A sanitizer's own
  * memory counts like all other: in such a build the figures say nothing.
  */
+#include "memory.h"
 #include "timer_cases.h"
 
-#include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <malloc.h>
-#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define LOOPS 64
 #define RUNS_MAX 5
@@ -33,33 +28,7 @@
 static const uint32_t sizes[] = { 1000, 10000, 100000, 1000000 };
 #define SIZES (sizeof(sizes) / sizeof(sizes[0]))
 
-extern char **environ;
-
 /* ---- The process that is measured ------------------------------------------------------------ */
-
-/* Bytes of the pages that this process has written, beside rings. */
-static uint64_t written_bytes(void)
-{
-    static char buffer[1 << 16], line[4200];
-    uint64_t sum = 0;
-    bool ring = false;
-    FILE *f = fopen("/proc/self/smaps", "re");
-    if (!f) {
-        bench_die("timer_bench: cannot read /proc/self/smaps: %s", strerror(errno));
-    }
-    setvbuf(f, buffer, _IOFBF, sizeof(buffer));
-    while (fgets(line, sizeof(line), f)) {
-        unsigned long long value;
-        if (!isupper((unsigned char)line[0])) { /* a mapping's first line, which begins in hex */
-            ring = strstr(line, "anon_inode:[io_uring]");
-        } else if (!ring && (sscanf(line, "Private_Dirty: %llu", &value) == 1 ||
-                             sscanf(line, "Swap: %llu", &value) == 1)) {
-            sum += value * 1024;
-        }
-    }
-    fclose(f);
-    return sum;
-}
 
 static struct timer_loop *need_loop(const struct timer_impl *impl, uint32_t n)
 {
@@ -83,13 +52,13 @@ static void arm_all(const struct timer_impl *impl, struct timer_loop *loop)
 static int64_t loop_bytes(const struct timer_impl *impl)
 {
     struct timer_loop *loops[LOOPS];
-    int64_t before = (int64_t)written_bytes(), own = 0;
+    int64_t before = (int64_t)bench_written_bytes(NULL), own = 0;
     for (unsigned i = 0; i < LOOPS; i++) {
         loops[i] = need_loop(impl, 0);
         own +=
             (int64_t)malloc_usable_size(loops[i]) + (int64_t)malloc_usable_size(loops[i]->timers);
     }
-    int64_t bytes = (int64_t)written_bytes() - before - own;
+    int64_t bytes = (int64_t)bench_written_bytes(NULL) - before - own;
     for (unsigned i = 0; i < LOOPS; i++) {
         impl->close(loops[i]);
     }
@@ -99,10 +68,10 @@ static int64_t loop_bytes(const struct timer_impl *impl)
 /* Bytes of a loop and its @n armed timers, beside the array that the timers lie in. */
 static int64_t timers_bytes(const struct timer_impl *impl, uint32_t n)
 {
-    int64_t before = (int64_t)written_bytes();
+    int64_t before = (int64_t)bench_written_bytes(NULL);
     struct timer_loop *loop = need_loop(impl, n);
     arm_all(impl, loop);
-    int64_t bytes = (int64_t)written_bytes() - before - (int64_t)(n * loop->stride);
+    int64_t bytes = (int64_t)bench_written_bytes(NULL) - before - (int64_t)(n * loop->stride);
     impl->close(loop);
     return bytes;
 }
@@ -122,7 +91,7 @@ int timer_memory_child(const char *impl_name, const char *n_text)
     const struct timer_impl *impl = find_impl(impl_name);
     uint32_t n = (uint32_t)bench_number("--n", n_text, 0, 1000000);
     prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
-    written_bytes(); /* what reading takes */
+    bench_written_bytes(NULL); /* what reading takes */
     struct timer_loop *first = need_loop(impl, 1);
     arm_all(impl, first); /* it stays: freed memory would be handed out again, unseen */
     if (n) {
@@ -136,56 +105,21 @@ int timer_memory_child(const char *impl_name, const char *n_text)
 
 /* ---- The parent ------------------------------------------------------------------------------ */
 
-/* Starts this program as the process that measures; returns where it will write. */
-static int spawn_child(const struct bench *b, const char *impl, const char *n, pid_t *ret_pid)
-{
-    char name[] = "timer_bench", of[] = "--memory-of", smoke[] = "--smoke", n_option[] = "--n";
-    char stride[40], *impl_copy = strdup(impl), *n_copy = strdup(n);
-    char *argv[] = { name, of, impl_copy, n_option, n_copy, NULL, NULL, NULL };
-    int from[2], words = 5;
-    posix_spawn_file_actions_t actions;
-    if (b->smoke) {
-        argv[words++] = smoke;
-    }
-    if (timer_stride) {
-        snprintf(stride, sizeof(stride), "--stride=%zu", timer_stride);
-        argv[words++] = stride;
-    }
-    if (!impl_copy || !n_copy || pipe2(from, O_CLOEXEC)) {
-        bench_die("timer_bench: cannot make a pipe: %s", strerror(errno));
-    }
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, from[1], STDOUT_FILENO);
-    int err = posix_spawn(ret_pid, "/proc/self/exe", &actions, NULL, argv, environ);
-    if (err) {
-        bench_die("timer_bench: cannot start a process: %s", strerror(err));
-    }
-    posix_spawn_file_actions_destroy(&actions);
-    free(impl_copy);
-    free(n_copy);
-    close(from[1]);
-    return from[0];
-}
-
 /* What a process says that measures @n timers; 0: empty loops. */
 static double ask_child(const struct bench *b, const struct timer_impl *impl, uint32_t n)
 {
-    char n_text[16];
-    long long bytes = 0;
-    pid_t pid;
-    int status = -1;
+    char n_text[16], stride[40];
+    const char *argv[7] = { "--memory-of", impl->name, "--n", n_text };
+    unsigned nr = 4;
     snprintf(n_text, sizeof(n_text), "%u", n);
-    FILE *from = fdopen(spawn_child(b, impl->name, n_text, &pid), "r");
-    bool said = from && fscanf(from, "%lld", &bytes) == 1;
-    if (from) {
-        fclose(from);
+    if (b->smoke) {
+        argv[nr++] = "--smoke";
     }
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    if (timer_stride) {
+        snprintf(stride, sizeof(stride), "--stride=%zu", timer_stride);
+        argv[nr++] = stride;
     }
-    if (!said || status) {
-        bench_die("timer_bench: the process that measures the memory of %s failed", impl->name);
-    }
-    return (double)bytes;
+    return (double)bench_ask_self(argv);
 }
 
 static void measure(struct bench *b, const struct timer_impl *impl)
