@@ -9,45 +9,48 @@
 struct ping_pong {
     _Alignas(BENCH_ALIGN) uint64_t run_ns; /* how long to go on */
     unsigned cpu[2];   /* where the two threads are pinned, as bench_pin() counts */
-    uint64_t *samples; /* latencies of round trips, the first samples_max of them */
+    bool oneway;       /* the samples are of the way there alone */
+    uint64_t *samples; /* latencies, the first samples_max of them */
     size_t samples_max;
     size_t nr_samples;
-    uint64_t trips;
-    uint64_t wall_ns; /* of all trips */
-    uint64_t cpu_ns;  /* of both threads */
-    bool failed;      /* a trip was lost or doubled */
+    uint64_t sent_ns; /* when the trip that is under way began */
+    uint64_t trips, ponged;
+    uint64_t wall_ns;   /* of all trips */
+    uint64_t cpu_ns[2]; /* of each thread */
+    bool failed;        /* a trip was lost or doubled */
 };
 
-/* On the pinging thread, at the end of trip number pp->trips; @begin_ns: of the whole run. */
-static inline bool ping_pong_trip(struct ping_pong *pp, uint64_t begin_ns, uint64_t *last_ns)
+static inline void ping_pong_sample(struct ping_pong *pp, uint64_t now)
+{
+    if (pp->nr_samples < pp->samples_max) {
+        pp->samples[pp->nr_samples++] = now - pp->sent_ns;
+    }
+}
+
+/* On the pinging thread, at the end of trip number pp->trips; @begin_ns: of the whole run.  Returns
+ * whether there is another one, which begins now. */
+static inline bool ping_pong_trip(struct ping_pong *pp, uint64_t begin_ns)
 {
     uint64_t now = bench_now_ns();
-    if (pp->nr_samples < pp->samples_max) {
-        pp->samples[pp->nr_samples++] = now - *last_ns;
+    if (!pp->oneway) {
+        ping_pong_sample(pp, now);
     }
-    *last_ns = now;
+    pp->sent_ns = now;
     pp->trips++;
     pp->wall_ns = now - begin_ns;
     return pp->wall_ns < pp->run_ns;
 }
 
-struct notify_impl {
-    const char *name;
-    /* One run.  Returns false when this machine cannot do it. */
-    bool (*ping_pong)(struct ping_pong *pp);
-};
+/* On the other thread, when it has been woken, and is going to answer. */
+static inline void ping_pong_answer(struct ping_pong *pp)
+{
+    pp->ponged++;
+    if (pp->oneway) {
+        ping_pong_sample(pp, bench_now_ns());
+    }
+}
 
-extern const struct notify_impl notify_aioctx;
-extern const struct notify_impl notify_futex;
-extern const struct notify_impl notify_eventfd;
-extern const struct notify_impl notify_eventfd_epoll;
-extern const struct notify_impl notify_msg_ring;
-
-/* Wakes with nobody to be woken, @ops times; returns the time of all. */
-struct bench_span notify_eventfd_awake(uint64_t ops);
-struct bench_span notify_futex_awake(uint64_t ops);
-
-/* For those made of two plain threads: a transport, and the run over it. */
+/* What wakes a plain thread. */
 struct transport {
     size_t size; /* of its state, zeroed at first */
     /* On the thread of side @me; false: cannot.  Both sides are open before the first pass(). */
@@ -59,6 +62,56 @@ struct transport {
     void (*wait)(void *state, int me);
 };
 
-bool transport_ping_pong(const struct transport *t, struct ping_pong *pp);
+/* An event loop that another thread can have call back. */
+struct wake_loop {
+    /* On the thread that is going to run it.  NULL: cannot.  @woken is called in the loop. */
+    void *(*open)(void (*woken)(void *opaque), void *opaque);
+    void (*close)(void *loop);
+    /* Runs, sleeping where there is nothing to do, until stop(). */
+    void (*run)(void *loop);
+    /* In a callback of the loop. */
+    void (*stop)(void *loop);
+    /* Any thread: has woken() called, once for several calls before that. */
+    void (*wake)(void *loop);
+    /* Any thread: as wake(), but calls nothing.  NULL: there is only wake(). */
+    void (*notify)(void *loop);
+    /* The wake-ups that made a system call so far.  NULL: it does not say. */
+    uint64_t (*sent)(void *loop);
+};
+
+/* One of the two. */
+struct notify_impl {
+    const char *name;
+    const struct transport *transport;
+    const struct wake_loop *loop;
+    bool spins; /* on both sides: nothing to be learnt on one processor */
+};
+
+extern const struct notify_impl notify_aioctx; /* io_uring */
+extern const struct notify_impl notify_aioctx_epoll;
+extern const struct notify_impl notify_aioctx_ppoll;
+extern const struct notify_impl notify_futex;
+extern const struct notify_impl notify_eventfd;
+extern const struct notify_impl notify_eventfd_epoll;
+extern const struct notify_impl notify_msg_ring;
+extern const struct notify_impl notify_msg_send;
+extern const struct notify_impl notify_ring_read;
+extern const struct notify_impl notify_ring_poll;
+extern const struct notify_impl notify_ring_futex;
+extern const struct notify_impl notify_libuv;
+extern const struct notify_impl notify_glib;
+extern const struct notify_impl notify_spin;
+
+extern const struct notify_impl *const notify_impls[]; /* all of this build, NULL-ended */
+
+/* One run.  Returns false when this machine cannot do it. */
+bool notify_ping_pong(const struct notify_impl *impl, struct ping_pong *pp);
+
+/* notify_awake.c: the cases notify-awake, notify-contended and notify-burst. */
+void notify_awake_run(struct bench *b, const char *case_name, const char *impl_list);
+
+/* Wakes with nobody to be woken, @ops times. */
+void notify_eventfd_awake(uint64_t ops);
+void notify_futex_awake(uint64_t ops);
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* notify_bench's peers: two plain threads over a futex, an eventfd, and an eventfd below epoll. */
+/* notify_bench's peers: two plain threads over a futex, an eventfd, an eventfd below epoll, and a
+ * word that both look at without sleeping. */
 #include "notify_impl.h"
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,71 +12,6 @@
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-/* ---- The run --------------------------------------------------------------------------------- */
-
-struct run {
-    const struct transport *t;
-    struct ping_pong *pp;
-    void *state;
-    pthread_barrier_t barrier;
-    atomic_bool cannot, stop;
-    uint64_t cpu_ns[2];
-    uint64_t ponged;
-};
-
-static void ping_side(struct run *r)
-{
-    uint64_t begin = bench_now_ns(), last = begin;
-    do {
-        r->t->pass(r->state, 0, true);
-    } while (ping_pong_trip(r->pp, begin, &last));
-    atomic_store(&r->stop, true);
-    r->t->pass(r->state, 0, false);
-}
-
-static void pong_side(struct run *r)
-{
-    for (r->t->wait(r->state, 1); !atomic_load(&r->stop); r->ponged++) {
-        r->t->pass(r->state, 1, true);
-    }
-}
-
-static void run_side(unsigned me, void *opaque)
-{
-    struct run *r = opaque;
-    bench_pin(r->pp->cpu[me]);
-    if (!r->t->open(r->state, (int)me)) {
-        atomic_store(&r->cannot, true);
-    }
-    pthread_barrier_wait(&r->barrier);
-    if (!atomic_load(&r->cannot)) {
-        uint64_t cpu = bench_cpu_ns();
-        if (me == 0) {
-            ping_side(r);
-        } else {
-            pong_side(r);
-        }
-        r->cpu_ns[me] = bench_cpu_ns() - cpu;
-    }
-    pthread_barrier_wait(&r->barrier); /* neither closes what the other still wakes */
-    r->t->close(r->state, (int)me);
-}
-
-bool transport_ping_pong(const struct transport *t, struct ping_pong *pp)
-{
-    struct run r = { .t = t, .pp = pp, .state = calloc(1, t->size) };
-    if (!r.state) {
-        bench_die("out of memory");
-    }
-    pthread_barrier_init(&r.barrier, NULL, 2);
-    bench_threads(2, false, run_side, &r);
-    pthread_barrier_destroy(&r.barrier);
-    free(r.state);
-    pp->cpu_ns = r.cpu_ns[0] + r.cpu_ns[1];
-    pp->failed = r.ponged != pp->trips;
-    return !r.cannot;
-}
 
 /* ---- futex ----------------------------------------------------------------------------------- */
 
@@ -114,25 +49,17 @@ static void futex_pass(void *state, int me, bool wait)
     }
 }
 
-static bool futex_ping_pong(struct ping_pong *pp)
-{
-    static const struct transport t = { sizeof(struct futex_state), futex_open, futex_close,
-                                        futex_pass, futex_wait };
-    return transport_ping_pong(&t, pp);
-}
+static const struct transport futex_transport = { sizeof(struct futex_state), futex_open,
+                                                  futex_close, futex_pass, futex_wait };
 
-const struct notify_impl notify_futex = { "futex", futex_ping_pong };
+const struct notify_impl notify_futex = { .name = "futex", .transport = &futex_transport };
 
-struct bench_span notify_futex_awake(uint64_t ops)
+void notify_futex_awake(uint64_t ops)
 {
-    struct bench_span span;
     atomic_uint word = 0;
-    bench_begin(&span);
     for (uint64_t i = 0; i < ops; i++) {
         syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
     }
-    bench_end(&span);
-    return span;
 }
 
 /* ---- eventfd --------------------------------------------------------------------------------- */
@@ -189,29 +116,21 @@ static void eventfd_pass(void *state, int me, bool wait)
     }
 }
 
-static bool eventfd_ping_pong(struct ping_pong *pp)
-{
-    static const struct transport t = { sizeof(struct eventfd_state), eventfd_open, eventfd_close,
-                                        eventfd_pass, eventfd_wait };
-    return transport_ping_pong(&t, pp);
-}
+static const struct transport eventfd_transport = { sizeof(struct eventfd_state), eventfd_open,
+                                                    eventfd_close, eventfd_pass, eventfd_wait };
 
-const struct notify_impl notify_eventfd = { "eventfd", eventfd_ping_pong };
+const struct notify_impl notify_eventfd = { .name = "eventfd", .transport = &eventfd_transport };
 
-struct bench_span notify_eventfd_awake(uint64_t ops)
+void notify_eventfd_awake(uint64_t ops)
 {
-    struct bench_span span;
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) {
         bench_die("notify_bench: eventfd: %s", strerror(errno));
     }
-    bench_begin(&span);
     for (uint64_t i = 0; i < ops; i++) {
         set_eventfd(fd);
     }
-    bench_end(&span);
     close(fd);
-    return span;
 }
 
 /* ---- eventfd and epoll ----------------------------------------------------------------------- */
@@ -244,11 +163,42 @@ static void epoll_pass(void *state, int me, bool wait)
     }
 }
 
-static bool epoll_ping_pong(struct ping_pong *pp)
+static const struct transport epoll_transport = { sizeof(struct eventfd_state), epoll_open,
+                                                  eventfd_close, epoll_pass, epoll_wait_side };
+
+const struct notify_impl notify_eventfd_epoll = { .name = "eventfd-epoll",
+                                                  .transport = &epoll_transport };
+
+/* ---- Without sleeping ------------------------------------------------------------------------ */
+
+struct spin_state {
+    struct {
+        _Alignas(BENCH_ALIGN) atomic_uint word;
+    } side[2];
+};
+
+static void spin_wait(void *state, int me)
 {
-    static const struct transport t = { sizeof(struct eventfd_state), epoll_open, eventfd_close,
-                                        epoll_pass, epoll_wait_side };
-    return transport_ping_pong(&t, pp);
+    atomic_uint *word = &((struct spin_state *)state)->side[me].word;
+    while (!atomic_load_explicit(word, memory_order_acquire)) {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+    atomic_store_explicit(word, 0, memory_order_relaxed);
 }
 
-const struct notify_impl notify_eventfd_epoll = { "eventfd-epoll", epoll_ping_pong };
+static void spin_pass(void *state, int me, bool wait)
+{
+    atomic_store_explicit(&((struct spin_state *)state)->side[!me].word, 1, memory_order_release);
+    if (wait) {
+        spin_wait(state, me);
+    }
+}
+
+static const struct transport spin_transport = { sizeof(struct spin_state), futex_open, futex_close,
+                                                 spin_pass, spin_wait };
+
+const struct notify_impl notify_spin = { .name = "spin",
+                                         .transport = &spin_transport,
+                                         .spins = true };
