@@ -114,7 +114,8 @@ static void run_side(unsigned me, void *opaque)
     if (!atomic_load(&r->cannot)) {
         uint64_t cpu = bench_cpu_ns();
         if (me == 0) {
-            r->begin_ns = r->pp->sent_ns = bench_now_ns();
+            r->begin_ns = bench_now_ns();
+            atomic_store(&r->pp->sent_ns, r->begin_ns);
         }
         if (r->impl->loop) {
             run_loop(s);
