@@ -3,9 +3,9 @@
  * What fd_bench asks of an event loop, and the chain that runs through it.
  *
  * A chain has n pairs of connected sockets, whose reading ends the loop watches.  A callback reads
- * one byte from its pair and, until the run's time is over, writes one to the next pair.  So as many
- * events are under way as bytes were put in at the beginning, and a run has ended when the last of
- * them was read.
+ * one byte from its pair and, until the run's time is over, writes one to the next pair.  So as
+ * many events are under way as bytes were put in at the beginning, and a run has ended when the
+ * last of them was read.
  */
 #ifndef BENCH_FD_IMPL_H
 #define BENCH_FD_IMPL_H

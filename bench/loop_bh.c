@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * loop_bench: bottom halves.  n of them are scheduled, and one aio_poll(ctx, true), in which nothing
- * else is to be done, runs them all; one operation is one of them scheduled and run.
+ * loop_bench: bottom halves.  n of them are scheduled, and one aio_poll(ctx, true), in which
+ * nothing else is to be done, runs them all; one operation is one of them scheduled and run.
  *
  *   bh          qemu_bh_schedule(), n bottom halves of its own thread's context
  *   bh-oneshot  aio_bh_schedule_oneshot() likewise

@@ -2,12 +2,12 @@
 /*
  * loop_bench: what a loop costs that has nothing to do.
  *
- *   idle    IDLE_LOOPS iothreads on each monitor, an fd watched on each, do nothing for a time (n, in
- *           milliseconds).  Of the average one: how often its thread got a processor (0: it has made
- *           no system call and was not woken), the system calls that it counted itself, and whether
- *           the kernel takes it to wait for I/O.  The last is the least number of processes that
- *           /proc/stat says are blocked, beside that before; submit-and-wait are as many threads in
- *           liburing's plain wait, which shows that this would be seen
+ *   idle    IDLE_LOOPS iothreads on each monitor, an fd watched on each, do nothing for a time (n,
+ *           in milliseconds).  Of the average one: how often its thread got a processor (0: it has
+ *           made no system call and was not woken), the system calls that it counted itself, and
+ *           whether the kernel takes it to wait for I/O.  The last is the least number of processes
+ *           that /proc/stat says are blocked, beside that before; submit-and-wait are as many
+ *           threads in liburing's plain wait, which shows that this would be seen
  *   memory  resident bytes of an iothread that sleeps: pages that it has written, its stack and
  *           rings included; rings count with all that is mapped of them.  In a process of its own,
  *           and not what the kernel holds for a thread and its file descriptors

@@ -10,8 +10,8 @@
  *                     in a row: one operation is one notify, and `syscalls` is how many of a whole
  *                     burst made one
  *
- * aioctx is aio_notify(), which calls nothing; libuv and glib have no such call, and have a callback
- * called once.  eventfd and futex make the system call that a wake-up would need.
+ * aioctx is aio_notify(), which calls nothing; libuv and glib have no such call, and have a
+ * callback called once.  eventfd and futex make the system call that a wake-up would need.
  */
 #include "notify_impl.h"
 
