@@ -6,7 +6,8 @@
  *   msg-send    the same by io_uring_register(2), which needs no ring of the sender's (Linux 6.13)
  *   ring-read   each reads its eventfd, by a request that is sent anew for every wake-up
  *   ring-poll   a poll request that stays tells of each write to the eventfd, which nobody reads
- *   ring-futex  each waits for its futex word, by a request that is sent anew for every wake-up (Linux 6.7)
+ *   ring-futex  each waits for its futex word, by a request that is sent anew for every wake-up
+ *               (Linux 6.7)
  */
 #include "notify_impl.h"
 #include "ring.h"
