@@ -8,8 +8,14 @@
  * to wait for there is none.
  *
  * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll
- * request looks at the fd's state when it arrives, so that handlers are level-triggered.  The wake
- * eventfd is read by a request of its own, so that a wake-up needs no read(2).
+ * request looks at the fd's state when it arrives, so that handlers are level-triggered.
+ *
+ * The wake eventfd is watched by one multishot poll request, which posts a completion for every
+ * write(2) and stays: a wake-up needs no read(2) and no new request.  Nobody reads the eventfd, so
+ * its count only grows; a request that had to be sent again would find it readable, and end one
+ * wait for nothing.  Of what the kernel offers this was the fastest: reading the eventfd, or polling
+ * it once, takes a submission for each sleep; so does waiting for a futex; and a message between
+ * rings is slower than the write, and may find no memory.
  *
  * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits.
  * Completions are copied out and their slots released at once (reap), and dispatched later.
@@ -40,10 +46,9 @@
 struct uring_mon {
     struct io_uring ring;
     AioHandler *to_arm; /* watched handlers without a poll request */
-    CqeHandler wake;    /* the read of the wake eventfd */
-    uint64_t wake_value;
+    CqeHandler wake;    /* the poll request of the wake eventfd */
     bool wake_armed;
-    bool woken;           /* the read has completed since this wait began */
+    bool woken;           /* it has posted a completion since this wait began */
     bool reg_ring;        /* the ring fd is registered with the home thread */
     unsigned enter_flags; /* of every wait */
     uint64_t inflight;    /* all with a CqeHandler, our own included */
@@ -87,7 +92,8 @@ static void drop_ring(struct uring_mon *m)
 
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
-    /* RSRC_TAGS stands for 5.13, which can change the events of a poll request in the kernel. */
+    /* RSRC_TAGS stands for 5.13, which has multishot poll requests, and can change the events of one
+     * in the kernel. */
     const unsigned need =
         IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_RSRC_TAGS;
     int ret = -EINVAL;
@@ -219,12 +225,15 @@ static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring
     if (!handler) {
         return;
     }
-    m->inflight--;
     if (handler == &m->wake) {
-        m->wake_armed = false;
         m->woken = true;
+        if (!(cqe->flags & IORING_CQE_F_MORE)) {
+            m->wake_armed = false;
+            m->inflight--;
+        }
         return;
     }
+    m->inflight--;
     handler->res = cqe->res;
     handler->flags = cqe->flags;
     if (!op_is_users(handler)) {
@@ -328,7 +337,7 @@ static void arm_all(AioContext *ctx, struct uring_mon *m)
     if (!m->wake_armed) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
-        io_uring_prep_read(sqe, ctx->wake_fd, &m->wake_value, sizeof(m->wake_value), 0);
+        io_uring_prep_poll_multishot(sqe, ctx->wake_fd, POLLIN);
         queue_own(m, sqe, &m->wake);
         m->wake_armed = true;
     }
@@ -462,8 +471,8 @@ static void uring_cancel_all(AioContext *ctx)
 
 /* ---- Tearing down ---------------------------------------------------------------------------- */
 
-/* The kernel must not write wake_value any more. */
-static void stop_wake_read(AioContext *ctx, struct uring_mon *m)
+/* The kernel must not refer to m->wake any more. */
+static void stop_wake_poll(AioContext *ctx, struct uring_mon *m)
 {
     if (m->wake_armed) {
         uring_cancel_sqe(ctx, &m->wake);
@@ -478,7 +487,7 @@ static void uring_close(AioContext *ctx)
 {
     struct uring_mon *m = ctx->mon_state;
 
-    stop_wake_read(ctx, m);
+    stop_wake_poll(ctx, m);
     ctx->mon_state = NULL;
     if (m->inflight > 0) {
         return; /* the kernel may still write to memory of theirs: leave the ring and m be */
