@@ -7,8 +7,10 @@
  * each home thread is seen outside its timers, every timer is read, and the oracle
  * (stress_oracle.c) checks each timer's log while nothing else happens.  So a log is complete when
  * it is looked at, memory stays bounded, and checking does not disturb what is checked.
+ *
+ * All this is --mode timers; --mode notify is in stress_wakes.c.
  */
-#include "stress.h"
+#include "stress_wakes.h"
 
 #include <aioctx/rcu.h>
 #include <errno.h>
@@ -314,7 +316,7 @@ static void check_round(void)
 
 /* ---- Setting up and tearing down ------------------------------------------------------------- */
 
-static const char *monitor_of(unsigned context)
+const char *stress_monitor_of(unsigned context)
 {
     static const char *const all[] = { "io_uring", "epoll", "ppoll" };
 
@@ -361,7 +363,7 @@ static void start_contexts(void)
     S.iothreads = must_alloc(S.opt.contexts, sizeof(IOThread *));
     S.ctx = must_alloc(S.opt.contexts, sizeof(AioContext *));
     for (unsigned i = 0; i < S.opt.contexts; i++) {
-        IOThreadOptions io = { .context.monitor = monitor_of(i), .cpus = S.opt.cpus };
+        IOThreadOptions io = { .context.monitor = stress_monitor_of(i), .cpus = S.opt.cpus };
 
         S.iothreads[i] = iothread_new(home(i)->name, &io);
         if (!S.iothreads[i]) {
@@ -469,6 +471,10 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &sa, NULL);
     printf("seed %" PRIu64 "\n", S.opt.seed);
     fflush(stdout);
-    run();
+    if (S.opt.mode == MODE_NOTIFY) {
+        wakes_run(&interrupted);
+    } else {
+        run();
+    }
     return 0;
 }

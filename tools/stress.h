@@ -10,6 +10,7 @@
  *   stress_plant.c    the layer between them and the library, where planted bugs are
  *   stress_oracle.c   whether some valid order explains a log
  *   stress_report.c   how a violation and the summary are shown
+ *   stress_wakes.h    --mode notify, a program beside this one
  */
 #ifndef STRESS_H
 #define STRESS_H
@@ -145,15 +146,25 @@ struct clock_watch {
     atomic_uint_fast64_t begun; /* callbacks that ever began */
 };
 
+/* The ways in which --mode notify wakes a loop; enum wake_kind. */
+#define STRESS_WAKES 9
+
+enum mode { MODE_TIMERS, MODE_NOTIFY };
+
 struct options {
+    enum mode mode;
     double seconds;
+    double limit; /* seconds; MODE_NOTIFY */
     uint64_t seed;
     unsigned threads, contexts, timers;
     const char *monitor;
     const char *cpus; /* of the iothreads; NULL: any */
     unsigned mix[OP_MIX_MAX];
     unsigned mix_sum;
-    int plant; /* enum plant */
+    unsigned wake_mix[STRESS_WAKES];
+    unsigned wake_mix_sum;
+    const char *mix_text; /* as it was given; NULL: not */
+    int plant;            /* enum plant */
     bool quiet;
 };
 
@@ -181,6 +192,9 @@ extern struct stress S;
 extern const char *const op_names[OP_MAX];
 uint64_t stress_random(struct actor *a);
 const char *stress_clock_name(QEMUClockType type);
+
+/* Of which monitor a context is to be; NULL: whichever the library takes. */
+const char *stress_monitor_of(unsigned context);
 
 /* Has @func called on each home thread, outside its timers, and waits.  Not on a home thread. */
 void stress_visit_homes(void (*func)(struct actor *a));
@@ -251,6 +265,16 @@ enum plant {
     PLANT_NOTIFY_SKIPPED,
     PLANT_NOTIFY_FREED,
     PLANT_CONTEXT_LOST,
+    PLANT_NOTIFY_MODE, /* those that follow are of MODE_NOTIFY */
+    PLANT_WAKE_SKIPPED = PLANT_NOTIFY_MODE,
+    PLANT_WAKE_BEFORE_WORK,
+    PLANT_WAKE_AWAKE_LOST,
+    PLANT_WAKE_SENT_STAYS,
+    PLANT_WAKE_BH_LOST,
+    PLANT_WAKE_BH_TWICE,
+    PLANT_WAKE_TIMER_LATE,
+    PLANT_WAKE_FD_UNTOLD,
+    PLANT_WAKE_SIGNAL_LOST,
     PLANT_MAX
 };
 struct plant_info {
@@ -313,6 +337,8 @@ bool oracle_check(struct timer_gen *g, struct record *const *records, size_t cou
 
 /* ---- stress_report.c ------------------------------------------------------------------------- */
 
+/* Begins to tell of a violation, of a timer or not; only the first who calls it returns. */
+void report_enter(const struct timer_gen *g);
 /* Prints the operations around a violation and ends the program with status 1. */
 _Noreturn void report_violation(const struct violation *why);
 /* The same for what needs no order to be wrong. */

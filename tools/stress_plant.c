@@ -6,7 +6,7 @@
  * wrong now and then, the way a broken library would; the oracle knows nothing of that and has to
  * find it.  The bugs live here so that the library stays clean of them.
  */
-#include "stress.h"
+#include "stress_wakes.h"
 
 #include <aioctx/rcu.h>
 #include <sched.h>
@@ -30,6 +30,18 @@ const struct plant_info plants[PLANT_MAX] = {
     [PLANT_NOTIFY_SKIPPED] = { "notify-skipped", "qemu_clock_notify() leaves a list out" },
     [PLANT_NOTIFY_FREED] = { "notify-freed", "the callback of a list that is gone is called" },
     [PLANT_CONTEXT_LOST] = { "context-lost", "a new context's timer is silently deleted" },
+    [PLANT_WAKE_SKIPPED] = { "wake-skipped", "a notify is left out" },
+    [PLANT_WAKE_BEFORE_WORK] = { "wake-before-work", "a notify comes before the work is there" },
+    [PLANT_WAKE_AWAKE_LOST] = { "wake-awake-lost",
+                                "a notify of a loop that is awake is not counted" },
+    [PLANT_WAKE_SENT_STAYS] = { "wake-sent-stays",
+                                "a wake-up that is over keeps others from coming" },
+    [PLANT_WAKE_BH_LOST] = { "wake-bh-lost", "a bottom half is silently cancelled" },
+    [PLANT_WAKE_BH_TWICE] = { "wake-bh-twice", "a bottom half is called twice" },
+    [PLANT_WAKE_TIMER_LATE] = { "wake-timer-late",
+                                "a loop sleeps past a timer that became the first" },
+    [PLANT_WAKE_FD_UNTOLD] = { "wake-fd-untold", "the end of a removal is not told" },
+    [PLANT_WAKE_SIGNAL_LOST] = { "wake-signal-lost", "what a signal handler schedules is lost" },
 };
 
 static bool planted(struct actor *a, int plant, unsigned one_in)
@@ -242,4 +254,94 @@ void sut_arm_private(struct actor *a, QEMUTimer *ts, int64_t ns)
     if (planted(a, PLANT_CONTEXT_LOST, 4)) {
         timer_del(ts);
     }
+}
+
+/* ---- Wake-ups -------------------------------------------------------------------------------- */
+
+static void publish(struct wake_channel *ch, uint64_t n)
+{
+    atomic_store_explicit(&ch->given, n, memory_order_relaxed);
+}
+
+/* Whether the notify, whose work is there, would be made by a library with the planted bug. */
+static bool would_notify(struct actor *a, struct wake_channel *ch)
+{
+    switch (S.opt.plant) {
+    case PLANT_WAKE_SKIPPED:
+        return !planted(a, PLANT_WAKE_SKIPPED, 16);
+    case PLANT_WAKE_AWAKE_LOST:
+        return atomic_load(&ch->to->asleep);
+    case PLANT_WAKE_SENT_STAYS:
+        return !atomic_exchange(&ch->to->sent, true);
+    default:
+        return true;
+    }
+}
+
+void sut_wake_notify(struct actor *a, struct wake_channel *ch, uint64_t n)
+{
+    if (S.opt.plant == PLANT_WAKE_BEFORE_WORK) {
+        aio_notify(ch->to->ctx);
+        for (unsigned i = (unsigned)(stress_random(a) % 8); i > 0; i--) {
+            sched_yield();
+        }
+        publish(ch, n);
+        return;
+    }
+    publish(ch, n);
+    if (would_notify(a, ch)) {
+        aio_notify(ch->to->ctx);
+    }
+}
+
+void sut_wake_before_poll(struct wake_loop *l)
+{
+    if (S.opt.plant == PLANT_WAKE_AWAKE_LOST) {
+        atomic_store(&l->asleep, true);
+    }
+}
+
+void sut_wake_after_poll(struct wake_loop *l)
+{
+    if (S.opt.plant == PLANT_WAKE_AWAKE_LOST) {
+        atomic_store(&l->asleep, false);
+    } else if (S.opt.plant == PLANT_WAKE_SENT_STAYS && stress_random(&l->actor) % 64) {
+        atomic_store(&l->sent, false);
+    }
+}
+
+void sut_wake_bh(struct actor *a, struct wake_channel *ch)
+{
+    if (ch->by_signal && planted(a, PLANT_WAKE_SIGNAL_LOST, 16)) {
+        return;
+    }
+    qemu_bh_schedule(ch->bh);
+    if (planted(a, PLANT_WAKE_BH_LOST, 16)) {
+        qemu_bh_cancel(ch->bh);
+    }
+}
+
+int sut_wake_oneshot(struct actor *a, struct wake_channel *ch, QEMUBHFunc *cb)
+{
+    int ret = aio_bh_schedule_oneshot(ch->to->ctx, cb, ch);
+
+    return ret == 0 && planted(a, PLANT_WAKE_BH_TWICE, 16)
+               ? aio_bh_schedule_oneshot(ch->to->ctx, cb, ch)
+               : ret;
+}
+
+void sut_wake_timer(struct actor *a, struct wake_channel *ch, int64_t ns)
+{
+    timer_mod_ns(ch->timer,
+                 planted(a, PLANT_WAKE_TIMER_LATE, 16) ? ns + 3600 * INT64_C(1000000000) : ns);
+}
+
+int sut_wake_remove(struct actor *a, struct wake_channel *ch, QEMUBHFunc *done)
+{
+    int fd = event_notifier_get_fd(&ch->event);
+
+    if (planted(a, PLANT_WAKE_FD_UNTOLD, 16)) {
+        return aio_set_fd_handler(ch->to->ctx, fd, NULL, NULL, NULL, NULL, NULL);
+    }
+    return aio_remove_fd_handler_async(ch->to->ctx, fd, done, ch);
 }

@@ -87,7 +87,7 @@ static void print_event(const struct timer_gen *g, const struct event *ev, bool 
 }
 
 /* Several threads may find something at once: the first one tells, the others wait for the end. */
-static void enter_report(const struct timer_gen *g)
+void report_enter(const struct timer_gen *g)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -107,7 +107,7 @@ _Noreturn void report_violation(const struct violation *why)
     size_t to = why->at + SHOWN_AFTER < why->count ? why->at + SHOWN_AFTER : why->count - 1;
     char armed[48];
 
-    enter_report(why->gen);
+    report_enter(why->gen);
     format_time(armed, sizeof(armed), why->gen, why->gen->deadline_ns);
     fprintf(stderr, "%s: %s\n\n", why->kind, why->text);
     fprintf(stderr, "When the round began it was %s%s%s.%s\n", why->gen->dead ? "freed, " : "",
@@ -126,7 +126,7 @@ _Noreturn void report_failure(const struct timer_gen *g, const char *fmt, ...)
 {
     va_list args;
 
-    enter_report(g);
+    report_enter(g);
     va_start(args, fmt);
     vfprintf(stderr, fmt, args);
     va_end(args);
