@@ -38,6 +38,53 @@ TEST_P(ToolStress, CleanRunFindsNothing)
     EXPECT_NE(r.output.find("no violation"), std::string::npos) << r.output;
 }
 
+/* Returns the number that stands before a word of the output; -1: the word is not there. */
+static long NumberBefore(const std::string &text, const std::string &word)
+{
+    size_t end = text.find(word), begin = end;
+
+    while (end != std::string::npos && begin > 0 && isdigit(text[begin - 1])) {
+        begin--;
+    }
+    return end == std::string::npos || begin == end ? -1 : std::stol(text.substr(begin));
+}
+
+TEST_P(ToolStress, NoWakeUpIsLost)
+{
+    SKIP_WITHOUT_MONITOR(GetParam());
+    CommandResult r =
+        Stress(std::string("--mode notify --seconds 1 --seed 1 --monitor ") + GetParam());
+
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("no violation"), std::string::npos) << r.output;
+    EXPECT_GT(NumberBefore(r.output, " notifies, "), 0) << r.output;
+    EXPECT_GT(NumberBefore(r.output, " sleeps, "), 0) << r.output;
+}
+
+TEST_P(ToolStress, EveryLostWakeUpThatIsPlantedIsCaught)
+{
+    SKIP_WITHOUT_MONITOR(GetParam());
+    unsigned tried = 0;
+
+    for (const std::string &name : PlantNames()) {
+        if (name.compare(0, 5, "wake-") != 0) {
+            continue;
+        }
+        CommandResult r = Stress("--seconds 30 --limit 0.1 --seed 3 --plant " + name +
+                                 " --monitor " + GetParam());
+        std::string monitor = std::string(" (") + GetParam() + ") by ";
+
+        tried++;
+        EXPECT_EQ(r.status, 1) << name << ":\n" << r.output;
+        EXPECT_NE(r.output.find(name == "wake-bh-twice" ? "\ntwice: " : "\nlost: "),
+                  std::string::npos)
+            << name << ":\n"
+            << r.output;
+        EXPECT_NE(r.output.find(monitor), std::string::npos) << name << ":\n" << r.output;
+    }
+    EXPECT_GE(tried, 9u);
+}
+
 TEST(ToolStressRun, OneTimerForAllThreadsFindsNothing)
 {
     CommandResult r = Stress("--seconds 1 --seed 2 --timers 1 --threads 6 --contexts 3");
@@ -49,8 +96,11 @@ TEST(ToolStressRun, EveryPlantedBugIsCaught)
 {
     std::vector<std::string> names = PlantNames();
 
-    EXPECT_GE(names.size(), 17u);
+    EXPECT_GE(names.size(), 26u);
     for (const std::string &name : names) {
+        if (name.compare(0, 5, "wake-") == 0) {
+            continue; /* EveryLostWakeUpThatIsPlantedIsCaught */
+        }
         CommandResult r = Stress("--seconds 20 --seed 3 --plant " + name);
 
         EXPECT_EQ(r.status, 1) << name << ":\n" << r.output;
@@ -101,6 +151,16 @@ TEST(ToolStressRun, EveryOperationOfTheMixRuns)
 
         EXPECT_EQ(r.status, 0) << op << ":\n" << r.output;
     }
+    for (const char *op :
+         { "notify", "bh", "event", "oneshot", "idle", "timer", "fd", "remove", "signal" }) {
+        CommandResult r =
+            Stress(std::string("--mode notify --monitor all --seconds 0.1 --mix ") + op + "=1");
+
+        EXPECT_EQ(r.status, 0) << op << ":\n" << r.output;
+        for (const char *monitor : { " io_uring ", " epoll ", " ppoll " }) {
+            EXPECT_NE(r.output.find(monitor), std::string::npos) << op << ":\n" << r.output;
+        }
+    }
 }
 
 TEST(ToolStressRun, InterruptStopsWithTheSummary)
@@ -114,15 +174,30 @@ TEST(ToolStressRun, InterruptStopsWithTheSummary)
 
 TEST(ToolStressOptions, WrongOnesGetOneLineAndStatus2)
 {
-    const char *wrong[] = { "--seconds abc", "--seconds -1",
-                            "--seed x",      "--threads 0",
-                            "--threads 31",  "--contexts 0",
-                            "--timers 0",    "--monitor kqueue",
-                            "--mix mod",     "--mix fly=1",
-                            "--mix mod=-1",  "--mix mod=0",
-                            "--plant none",  "extra",
-                            "--unknown",     "-Z",
-                            "--seed",        "-s" };
+    const char *wrong[] = { "--seconds abc",
+                            "--seconds -1",
+                            "--seed x",
+                            "--threads 0",
+                            "--threads 31",
+                            "--contexts 0",
+                            "--timers 0",
+                            "--monitor kqueue",
+                            "--mix mod",
+                            "--mix fly=1",
+                            "--mix mod=-1",
+                            "--mix mod=0",
+                            "--plant none",
+                            "extra",
+                            "--mode fly",
+                            "--limit 0",
+                            "--mix notify=1",
+                            "--mode notify --mix mod=1",
+                            "--mode timers --plant wake-skipped",
+                            "--mode notify --plant lost",
+                            "--unknown",
+                            "-Z",
+                            "--seed",
+                            "-s" };
 
     for (const char *args : wrong) {
         CommandResult r = Stress(args);

@@ -401,7 +401,8 @@ static void check_context(struct private_context *p, QEMUTimer *ts)
 /* A context of the thread's own, which polls it. */
 static void context_life(struct actor *a, struct private_context *p)
 {
-    AioContext *ctx = aio_context_new(NULL);
+    AioContextOptions opts = { .monitor = stress_monitor_of((unsigned)(stress_random(a) % 3)) };
+    AioContext *ctx = aio_context_new(&opts);
     QEMUTimer *ts;
 
     if (!ctx) {
@@ -427,7 +428,10 @@ static void context_life(struct actor *a, struct private_context *p)
 /* An iothread whose timer fires, or which is destroyed before it could. */
 static void iothread_life(struct actor *a, struct private_context *p)
 {
-    IOThread *io = iothread_new("stress", NULL);
+    IOThreadOptions opts = {
+        .context.monitor = stress_monitor_of((unsigned)(stress_random(a) % 3)),
+    };
+    IOThread *io = iothread_new("stress", &opts);
     QEMUTimer *ts;
 
     if (!io) {

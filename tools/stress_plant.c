@@ -258,6 +258,13 @@ void sut_arm_private(struct actor *a, QEMUTimer *ts, int64_t ns)
 
 /* ---- Wake-ups -------------------------------------------------------------------------------- */
 
+static void yield_some(struct actor *a)
+{
+    for (unsigned i = (unsigned)(stress_random(a) % 8); i > 0; i--) {
+        sched_yield();
+    }
+}
+
 static void publish(struct wake_channel *ch, uint64_t n)
 {
     atomic_store_explicit(&ch->given, n, memory_order_relaxed);
@@ -282,9 +289,7 @@ void sut_wake_notify(struct actor *a, struct wake_channel *ch, uint64_t n)
 {
     if (S.opt.plant == PLANT_WAKE_BEFORE_WORK) {
         aio_notify(ch->to->ctx);
-        for (unsigned i = (unsigned)(stress_random(a) % 8); i > 0; i--) {
-            sched_yield();
-        }
+        yield_some(a);
         publish(ch, n);
         return;
     }
@@ -297,6 +302,7 @@ void sut_wake_notify(struct actor *a, struct wake_channel *ch, uint64_t n)
 void sut_wake_before_poll(struct wake_loop *l)
 {
     if (S.opt.plant == PLANT_WAKE_AWAKE_LOST) {
+        yield_some(&l->actor); /* the wider the gap, the sooner it is found */
         atomic_store(&l->asleep, true);
     }
 }

@@ -26,8 +26,7 @@
 #include <string.h>
 #include <time.h>
 
-/* Work that nobody has seen for so many ticks is lost. */
-#define LIMIT_TICKS 50
+#define TICK_MS 20
 
 struct wakes W;
 
@@ -43,6 +42,16 @@ static void relax(unsigned turn)
 {
     if (turn % 64 == 63) {
         sched_yield();
+    }
+}
+
+/* From nothing to what a loop takes from its callback to its sleep, and a few times as long. */
+static void random_delay(struct actor *a)
+{
+    uint64_t r = stress_random(a);
+
+    for (uint64_t n = (r >> 8) % (UINT64_C(1) << r % 13); n > 0; n--) {
+        atomic_signal_fence(memory_order_seq_cst);
     }
 }
 
@@ -160,6 +169,9 @@ static void *loop_main(void *opaque)
     watch_events(l, on_event);
     while (!atomic_load(&l->stop)) {
         look_at_flags(l);
+        if (stress_random(&l->actor) % 4 == 0) {
+            random_delay(&l->actor); /* a notify that comes here must end the poll */
+        }
         move_far_timer(l);
         wakes_log(&l->log, EVENT_POLL, NULL, 0);
         sut_wake_before_poll(l);
@@ -296,16 +308,6 @@ static unsigned random_kind(struct actor *a)
     return kind;
 }
 
-/* From nothing to what a loop takes from its callback to its sleep, and a bit more. */
-static void random_delay(struct actor *a)
-{
-    uint64_t r = stress_random(a);
-
-    for (uint64_t n = (r >> 8) % (UINT64_C(1) << r % 13); n > 0; n--) {
-        atomic_signal_fence(memory_order_seq_cst);
-    }
-}
-
 static void wait_for_channels(unsigned thread, unsigned from)
 {
     for (unsigned loop = 0; loop < S.opt.contexts; loop++) {
@@ -319,6 +321,7 @@ static void give_some(struct wake_giver *g)
 {
     struct actor *a = &g->actor;
     uint64_t r = stress_random(a);
+    unsigned loop = random_loop(a);
     uint32_t signalled = 0;
 
     for (uint64_t n = 1 + (r >> 8) % (r % 16 ? 4 : 64); n > 0; n--) {
@@ -327,7 +330,12 @@ static void give_some(struct wake_giver *g)
         if (kind == WAKE_SIGNAL) {
             signalled |= UINT32_C(1) << send_signal(g);
         } else {
-            give(a, &g->log, wake_channel(a->number, random_loop(a), kind));
+            give(a, &g->log, wake_channel(a->number, loop, kind));
+            if (stress_random(a) % 2) { /* the next comes while it goes to sleep again */
+                wait_until_seen(wake_channel(a->number, loop, kind));
+            } else {
+                loop = random_loop(a);
+            }
         }
         g->counts[kind]++;
         random_delay(a);
@@ -379,7 +387,7 @@ static void watch(struct wake_channel *ch)
         ch->stuck_given = given;
         ch->stuck_polls = polls;
         ch->stuck_ticks = 0;
-    } else if (++ch->stuck_ticks == LIMIT_TICKS) {
+    } else if (++ch->stuck_ticks * (TICK_MS / 1e3) >= S.opt.limit) {
         wakes_report(ch, "lost",
                      polls == ch->stuck_polls ? "did not wake it, and it sleeps"
                                               : "is not done, though it has been awake since");
@@ -389,8 +397,7 @@ static void watch(struct wake_channel *ch)
 /* One tick.  Returns whether all that was given was seen. */
 static bool tick(void)
 {
-    int64_t ns = (int64_t)(S.opt.limit * 1e9) / LIMIT_TICKS;
-    struct timespec nap = { ns / 1000000000, ns % 1000000000 };
+    struct timespec nap = { 0, TICK_MS * INT64_C(1000000) };
     bool all = true;
 
     nanosleep(&nap, NULL);
