@@ -118,6 +118,88 @@ TEST_F(Ops, CompletionQueueOverflowLosesNothing)
     }
 }
 
+/* What wakes a sleeping loop is a request too: it is there again after whatever has ended it. */
+static void ExpectWakeUps(AioContext *ctx)
+{
+    std::atomic<int> seen{ 0 }, set{ 0 };
+    const int rounds = 50;
+    std::thread other([&] {
+        for (int i = 1; i <= rounds; i++) {
+            AioContextStats before, now;
+
+            aio_context_get_stats(ctx, &before);
+            usleep(i % 10 ? 0 : 1000); /* mostly it is about to sleep, sometimes asleep */
+            set = i;
+            aio_notify(ctx);
+            WaitUntil([&] { return seen == i; });
+            aio_context_get_stats(ctx, &now);
+            EXPECT_GT(now.notifies, before.notifies);
+        }
+    });
+
+    while (seen < rounds) {
+        aio_poll(ctx, true);
+        seen = set.load();
+    }
+    other.join();
+}
+
+TEST_F(Ops, LoopWakesUpAfterEveryRequestOfTheRingWasCancelled)
+{
+    ScopedContext ctx("io_uring");
+
+    for (int i = 0; i < 3; i++) {
+        Op cancel;
+
+        aio_poll(ctx, false);
+        cancel.prep = [](struct io_uring_sqe *sqe) {
+            io_uring_prep_cancel(sqe, nullptr, IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+        };
+        ASSERT_EQ(cancel.Add(), 0);
+        while (!cancel.calls) {
+            aio_poll(ctx, true);
+        }
+        EXPECT_GE(cancel.handler.res, 0);
+        ExpectWakeUps(ctx);
+    }
+}
+
+TEST_F(Ops, LoopWakesUpAfterTheCompletionQueueOverflowed)
+{
+    ScopedContext ctx("io_uring");
+    std::vector<Op> ops(3000);
+    std::vector<char> bytes(3000);
+    SocketPair s;
+    std::atomic<bool> end{ false };
+    std::thread other([&] {
+        while (!end) {
+            aio_notify(ctx);
+            std::this_thread::yield();
+        }
+    });
+    int done = 0;
+
+    for (size_t i = 0; i < ops.size(); i++) {
+        ops[i].prep = [&, i](struct io_uring_sqe *sqe) {
+            io_uring_prep_recv(sqe, s.a, &bytes[i], 1, 0);
+        };
+        ASSERT_EQ(ops[i].Add(), 0);
+    }
+    aio_poll(ctx, false);
+    close(s.b);
+    s.b = dup(s.a);
+    while (done < 3000) {
+        aio_poll(ctx, true);
+        done = 0;
+        for (Op &op : ops) {
+            done += op.calls;
+        }
+    }
+    end = true;
+    other.join();
+    ExpectWakeUps(ctx);
+}
+
 /* Making room in a full queue for the loop's own requests reaps completions: it must not sleep
  * then. */
 TEST_F(Ops, FullQueueAtTheWaitDoesNotSleepOnCompletions)

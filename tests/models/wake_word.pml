@@ -4,8 +4,10 @@
  *
  *   notify           aio_notify(), wake_up()
  *   notifier         what is published before it; the quiet kind is qemu_bh_schedule_idle()
+ *   write_wake_fd    write_wake_fd(), and what the kernel makes of it
  *   begin_sleep      wake_begin_sleep()
- *   home             plan_wait(), the monitor's wait, wake_end_sleep(), the dispatch
+ *   arm              arm_all() of the io_uring monitor
+ *   home             begin_wait(), the monitor's wait, wake_end_sleep(), the dispatch
  *
  * Holds: while the home thread is in the kernel without a wake-up on its way,
  *   - every notify that has returned was taken by a poll that has ended since: one that came
@@ -15,20 +17,33 @@
  *
  * Abstracted: one word is four variables that change together; the loop around the compare-and-swap
  * that sets SENT is one step.  A signal handler's notify is that of another thread, whose steps
- * come in between in more ways than a handler's.  The eventfd is readable or not; a read request of
- * io_uring that has completed and was not reaped counts as readable.  The wait also ends for
- * anything else at any moment (a timeout, an fd, a signal), and then does not empty the eventfd.
+ * come in between in more ways than a handler's.
+ * The transport is io_uring's: a multishot poll request on the eventfd, which nobody reads, posts a
+ * completion for each write while it is armed.  It may end with any of them, and is armed again
+ * before a wait; then it posts one at once if the eventfd was ever written to.  Completions that
+ * were not reaped are one flag.  An edge-triggered entry of an epoll set is such a request that
+ * never ends; a ppoll(2) that finds the eventfd readable, and empties it, is a reap.  The wait also
+ * ends for anything else at any moment (a timeout, an fd, a signal), and then reaps nothing.
  * Precise mode's polling is left out.  Every access is sequentially consistent: no store buffers.
- * Bounds: two notifiers of two notifies each, three polls; the number of the sleep does not wrap.
+ * Bounds: two notifiers of two notifies each, three polls; with the macro THREE three notifiers of
+ * one notify each, the third of which has no work, two polls, and no end of the poll request.  The
+ * number of the sleep does not wrap.
  *
  * Broken (each by its macro): SENT_FIRST, SENT is set before the write; ANY_SLEEP, SENT is set
  * without a look at the number of the sleep; COUNT_IGNORED, the sleeper does not compare the count;
  * SENT_STAYS, the end of a sleep clears ASLEEP alone; CLEAR_BY_STORE, it loads and stores instead
- * of one fetch_and; DRAIN_LATE, the eventfd is emptied after the next sleep was announced;
- * NO_ANNOUNCE_CAS, the sleeper stores its announcement without comparing.
+ * of one fetch_and; DRAIN_LATE, a completion is reaped and forgotten after the next sleep was
+ * announced; NO_ANNOUNCE_CAS, the sleeper stores its announcement without comparing; NOT_REARMED, a
+ * poll request that has ended is not armed again; ARM_BLIND, one that is armed again does not look
+ * at the eventfd.
  */
-#define POLLS 3
+#ifdef THREE
+#define TURNS 1
+#define POLLS 2
+#else
 #define TURNS 2
+#define POLLS 3
+#endif
 
 bool work[2]; /* what each notifier has published */
 
@@ -37,7 +52,11 @@ byte count;
 byte number; /* of the sleep */
 bool asleep, sent;
 
-bool wake_fd;
+/* The transport. */
+bool written; /* the eventfd's count is not 0 */
+bool armed;   /* the poll request */
+bool posted;  /* a completion of it was not reaped */
+
 byte count_seen; /* home thread: stats.notifies */
 
 /* What the assertions look at. */
@@ -46,6 +65,43 @@ byte told;     /* notifies that have added to the count */
 byte returned; /* the highest of them that has returned */
 byte taken;    /* as many of them were taken by the end of a poll */
 byte busy;     /* publishers that have not returned */
+
+inline write_wake_fd()
+{
+    atomic {
+        written = true;
+        if
+        :: armed -> posted = true; armed = true
+#ifndef THREE
+        :: armed -> posted = true; armed = false /* it ends with this one */
+#endif
+        :: else
+        fi
+    }
+}
+
+inline arm()
+{
+#ifdef NOT_REARMED
+    atomic {
+        if
+        :: !armed && !written -> armed = true
+        :: else
+        fi
+    }
+#else
+    atomic {
+        if
+        :: !armed ->
+            armed = true;
+#ifndef ARM_BLIND
+            posted = posted || written
+#endif
+        :: else
+        fi
+    }
+#endif
+}
 
 inline set_sent()
 {
@@ -74,16 +130,16 @@ inline notify(p)
     :: wakes ->
 #ifdef SENT_FIRST
         set_sent();
-        wake_fd = true
+        write_wake_fd()
 #else
-        wake_fd = true;
+        write_wake_fd();
         set_sent()
 #endif
     :: else
     fi;
     atomic {
         returned = (mine > returned -> mine : returned);
-        assert(!in_kernel || wake_fd || taken >= mine);
+        assert(!in_kernel || posted || taken >= mine);
         mine = 0;
         slept = 0;
         wakes = false
@@ -105,14 +161,16 @@ proctype notifier(byte p)
     :: turns > 0 ->
         turns--;
         if
-        :: publish(p); notify(p); busy--
         :: notify(p) /* the caller has set a flag of its own */
+        :: p < 2 -> publish(p); notify(p); busy--
+#ifndef THREE
         :: publish(p);
             if
             :: asleep -> notify(p)
             :: else
             fi;
             busy--
+#endif
         fi
     :: else -> break
     od
@@ -190,21 +248,22 @@ inline dispatch()
 
 inline wait()
 {
+    arm();
     atomic {
         in_kernel = true;
-        assert(wake_fd || taken >= returned)
+        assert(posted || taken >= returned)
     };
 end_waiting:
     if
     :: atomic {
-            !wake_fd && busy == 0 ->
+            !posted && busy == 0 ->
             assert(!work[0] && !work[1]);
             goto end_waiting
         }
-    :: wake_fd ->
+    :: posted ->
         in_kernel = false;
 #ifndef DRAIN_LATE
-        wake_fd = false
+        posted = false
 #endif
     :: in_kernel = false /* for something else */
     fi
@@ -220,7 +279,7 @@ active proctype home()
         polls++;
         begin_sleep();
 #ifdef DRAIN_LATE
-        wake_fd = false;
+        posted = false;
 #endif
         look();
         if
@@ -233,4 +292,13 @@ active proctype home()
     od
 }
 
-init { atomic { run notifier(0); run notifier(1) } }
+init
+{
+    atomic {
+        run notifier(0);
+        run notifier(1);
+#ifdef THREE
+        run notifier(2)
+#endif
+    }
+}
