@@ -143,6 +143,42 @@ TEST_P(Loop, DeadlineIsTheWaitsTimeout)
     timer_free(ts);
 }
 
+/* Compared within one clock: how two clocks relate may change. */
+TEST_P(Loop, TimerLaterThanTheFirstOfItsClockNotifiesNobody)
+{
+    ScopedIOThread io(GetParam());
+    QEMUTimerListGroup *tlg = aio_context_get_timer_list_group(io.ctx());
+    const int64_t hour = INT64_C(3600000) * SCALE_MS;
+    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    auto never = [] { ADD_FAILURE(); };
+    HeapTimer first(tlg, never), later(tlg, never), other(tlg, never, QEMU_CLOCK_HOST);
+    auto stats = [&] {
+        AioContextStats s;
+
+        aio_context_get_stats(io.ctx(), &s);
+        return s;
+    };
+
+    io.Run([&] { timer_mod(first, now + hour); });
+    usleep(10000); /* most likely it sleeps then; it holds in any case */
+    AioContextStats before = stats();
+    for (int i = 1000; i > 0; i--) {
+        timer_mod(later, now + hour + i);
+        timer_mod_anticipate(later, now + hour);
+        timer_mod_range_ns(later, now + hour + 1, now + hour + i);
+        timer_del(later);
+    }
+    EXPECT_EQ(stats().notifies, before.notifies);
+    EXPECT_EQ(stats().notifies_sent, before.notifies_sent);
+    timer_mod(first, now + hour + 1); /* the first becomes later */
+    EXPECT_EQ(stats().notifies, before.notifies);
+    timer_mod(later, now + hour);
+    EXPECT_EQ(stats().notifies, before.notifies + 1);
+    timer_mod(other, qemu_clock_get_ns(QEMU_CLOCK_HOST) + 2 * hour);
+    EXPECT_EQ(stats().notifies, before.notifies + 2);
+    io.Run([&] { timer_del(first), timer_del(later), timer_del(other); });
+}
+
 TEST_P(Loop, TimerArmedElsewhereWakesASleeperWithALaterDeadline)
 {
     ScopedContext ctx(GetParam());
