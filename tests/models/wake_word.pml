@@ -24,6 +24,9 @@
  * were not reaped are one flag.  An edge-triggered entry of an epoll set is such a request that
  * never ends; a ppoll(2) that finds the eventfd readable, and empties it, is a reap.  The wait also
  * ends for anything else at any moment (a timeout, an fd, a signal), and then reaps nothing.
+ * With the macro HOST a foreign loop waits (embedding): the announcement is made before its wait,
+ * which leaves what was posted where it is; that is taken before the next announcement, which may
+ * come without the end of the one before.
  * Precise mode's polling is left out.  Every access is sequentially consistent: no store buffers.
  * Bounds: two notifiers of two notifies each, three polls; with the macro THREE three notifiers of
  * one notify each, the third of which has no work, two polls, and no end of the poll request.  The
@@ -35,7 +38,8 @@
  * of one fetch_and; DRAIN_LATE, a completion is reaped and forgotten after the next sleep was
  * announced; NO_ANNOUNCE_CAS, the sleeper stores its announcement without comparing; NOT_REARMED, a
  * poll request that has ended is not armed again; ARM_BLIND, one that is armed again does not look
- * at the eventfd.
+ * at the eventfd; with HOST, AGAIN_BLIND, who has announced a sleep before does not compare the
+ * count.
  */
 #ifdef THREE
 #define TURNS 1
@@ -54,7 +58,11 @@ bool asleep, sent;
 
 /* The transport. */
 bool written; /* the eventfd's count is not 0 */
+#ifdef HOST
+bool armed = true;
+#else
 bool armed;   /* the poll request */
+#endif
 bool posted;  /* a completion of it was not reaped */
 
 byte count_seen; /* home thread: stats.notifies */
@@ -72,7 +80,7 @@ inline write_wake_fd()
         written = true;
         if
         :: armed -> posted = true; armed = true
-#ifndef THREE
+#if !defined(THREE) && !defined(HOST)
         :: armed -> posted = true; armed = false /* it ends with this one */
 #endif
         :: else
@@ -80,6 +88,7 @@ inline write_wake_fd()
     }
 }
 
+#ifndef HOST
 inline arm()
 {
 #ifdef NOT_REARMED
@@ -102,6 +111,7 @@ inline arm()
     }
 #endif
 }
+#endif
 
 inline set_sent()
 {
@@ -184,7 +194,11 @@ inline begin_sleep()
 #ifdef COUNT_IGNORED
         ok = true
 #else
+#ifdef AGAIN_BLIND
+        ok = asleep || count == count_seen
+#else
         ok = count == count_seen
+#endif
 #endif
     };
     atomic {
@@ -248,7 +262,9 @@ inline dispatch()
 
 inline wait()
 {
+#ifndef HOST
     arm();
+#endif
     atomic {
         in_kernel = true;
         assert(posted || taken >= returned)
@@ -262,7 +278,7 @@ end_waiting:
         }
     :: posted ->
         in_kernel = false;
-#ifndef DRAIN_LATE
+#if !defined(DRAIN_LATE) && !defined(HOST)
         posted = false
 #endif
     :: in_kernel = false /* for something else */
@@ -277,13 +293,27 @@ active proctype home()
     do
     :: polls < POLLS ->
         polls++;
+#ifdef HOST
+again:
+#ifndef DRAIN_LATE
+        posted = false;
+#endif
+#endif
         begin_sleep();
 #ifdef DRAIN_LATE
         posted = false;
 #endif
         look();
         if
-        :: ok -> ok = false; wait()
+        :: ok ->
+            ok = false;
+            wait();
+#ifdef HOST
+            if
+            :: polls < POLLS -> polls++; goto again /* prepare without a dispatch before */
+            :: true
+            fi
+#endif
         :: else
         fi;
         end_sleep();
