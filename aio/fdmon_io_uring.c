@@ -13,9 +13,9 @@
  * The wake eventfd is watched by one multishot poll request, which posts a completion for every
  * write(2) and stays: a wake-up needs no read(2) and no new request.  Nobody reads the eventfd, so
  * its count only grows; a request that had to be sent again would find it readable, and end one
- * wait for nothing.  Of what the kernel offers this was the fastest: reading the eventfd, or polling
- * it once, takes a submission for each sleep; so does waiting for a futex; and a message between
- * rings is slower than the write, and may find no memory.
+ * wait for nothing.  Of what the kernel offers this was the fastest: reading the eventfd, or
+ * polling it once, takes a submission for each sleep; so does waiting for a futex; and a message
+ * between rings is slower than the write, and may find no memory.
  *
  * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits.
  * Completions are copied out and their slots released at once (reap), and dispatched later.
@@ -92,8 +92,8 @@ static void drop_ring(struct uring_mon *m)
 
 static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
 {
-    /* RSRC_TAGS stands for 5.13, which has multishot poll requests, and can change the events of one
-     * in the kernel. */
+    /* RSRC_TAGS stands for 5.13, which has multishot poll requests, and can change the events of
+     * one in the kernel. */
     const unsigned need =
         IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_RSRC_TAGS;
     int ret = -EINVAL;

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <sstream>
 
-/* Each run has joined its threads, or ends in the midst of them: ThreadSanitizer need not sleep for a
- * second to see what they still do. */
+/* Each run has joined its threads, or ends in the midst of them: ThreadSanitizer need not sleep for
+ * a second to see what they still do. */
 static CommandResult Stress(const std::string &args)
 {
     return RunCommand(std::string("TSAN_OPTIONS=\"$TSAN_OPTIONS:atexit_sleep_ms=0\" ") +
