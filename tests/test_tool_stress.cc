@@ -197,6 +197,7 @@ TEST(ToolStressOptions, WrongOnesGetOneLineAndStatus2)
                             "--mode notify --mix mod=1",
                             "--mode timers --plant wake-skipped",
                             "--mode notify --plant lost",
+                            "--mode notify --cpus 0",
                             "--unknown",
                             "-Z",
                             "--seed",

@@ -58,7 +58,7 @@ static const char help[] =
     "  -n, --timers N     timers that all threads share, 1 to 100000 (16)\n"
     "      --monitor M    io_uring, epoll, ppoll, all (in turn), or auto: the library's choice\n"
     "                     (auto)\n"
-    "      --cpus LIST    processors that the iothreads run on, such as 0-3,7 (any)\n"
+    "      --cpus LIST    timers: processors that the iothreads run on, such as 0-3,7 (any)\n"
     "      --mix OP=W,... how often each operation is chosen, relative to the others; those not\n"
     "                     named are not used.  (mod=40,anticipate=15,range=10,forward=10,del=12,\n"
     "                     del-sync=8,free=5,embed=10,read=10,walk=3,deadline=4,disable=2,stop=2,\n"
@@ -273,6 +273,9 @@ static void take_mode(struct options *opt, int mode)
     }
     if (opt->plant && mode >= 0 && mode != (int)opt->mode) {
         bad_option("plant", plants[opt->plant].name, "a bug of this --mode");
+    }
+    if (opt->cpus && opt->mode == MODE_NOTIFY) {
+        bad_option("cpus", opt->cpus, "for this mode, whose loops are on no iothreads");
     }
     if (!opt->contexts) {
         opt->contexts = opt->mode == MODE_NOTIFY ? 3 : 2;
