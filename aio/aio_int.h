@@ -43,6 +43,7 @@ typedef struct FDMonOps FDMonOps;
 typedef struct AioHandler AioHandler;
 struct home_thread;
 struct fd_request;
+struct pool_queue;
 
 #define WAKE_ASLEEP UINT64_C(1)
 #define WAKE_SENT UINT64_C(2)
@@ -128,6 +129,7 @@ struct AioContext {
     uint64_t inflight_ops;    /* of users, on the ring; until their callbacks are called */
     uint64_t inflight_other;  /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
+    struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
     AioContextStats stats;
 
     AioRcuHead rcu;
@@ -242,6 +244,8 @@ bool bh_try_close(AioContext *ctx);
 /* The same in any case, and runs what was accepted. */
 void bh_run_last(AioContext *ctx);
 void bh_drop_all(AioContext *ctx);
+/* qemu_bh_delete() when the context has run its last ones; it may be gone. */
+void bh_free_ended(QEMUBH *bh);
 
 /* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
 bool handlers_apply_requests(AioContext *ctx);

@@ -273,3 +273,9 @@ void bh_drop_all(AioContext *ctx)
         }
     }
 }
+
+void bh_free_ended(QEMUBH *bh)
+{
+    must(!(ld_relaxed(&bh->flags) & BH_PENDING));
+    free(bh);
+}

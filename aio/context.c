@@ -52,7 +52,7 @@ static void say_fallback(const char *what_failed, const char *instead)
     static bool said;
 
     if (!xchg_seq(&said, true)) {
-        fprintf(stderr, "aioctx: %s; using %s, which has no file I/O\n", what_failed, instead);
+        fprintf(stderr, "aioctx: %s; using %s, with file I/O on threads\n", what_failed, instead);
     }
 }
 
@@ -379,7 +379,7 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
         }
     }
     if (ctx->inflight_other) {
-        snprintf(text + len, sizeof(text) - len, " %llu of a block driver",
+        snprintf(text + len, sizeof(text) - len, " %llu of block drivers or the thread pool",
                  (unsigned long long)ctx->inflight_other);
     }
     fprintf(stderr, "aioctx: %s: still in flight at the end:%s; %s\n", name, text, then);
@@ -410,7 +410,7 @@ static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
     }
     bh_run_last(ctx);
     if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000), &passes)) {
-        say_in_flight(ctx, name, "given up; their memory is left to the kernel");
+        say_in_flight(ctx, name, "given up; their memory is left to whom has it");
     }
 }
 

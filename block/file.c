@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The file driver: one ring operation per piece.
+ * The file driver: one ring operation per piece; on a context without a ring, and for what rings
+ * have no operation for, one call on the thread pool (file_pool.c).
  *
- * It needs the io_uring monitor.  Opening is in file_open.c.  Buffers, requests and retries are the
- * core's; here a completion is only translated.
+ * Opening is in file_open.c.  Buffers, requests and retries are the core's; here a completion is
+ * only translated.
  */
 #include "block/file_int.h"
 
@@ -24,6 +25,9 @@
 typedef struct FilePiece {
     CqeHandler cqe;
     AioContext *ctx;
+    FilePoolPiece pool;
+    bool has_ring; /* ctx has one */
+    bool on_pool;  /* where the piece is */
 } FilePiece;
 
 static const BlkOptDesc file_options[] = {
@@ -50,17 +54,6 @@ static void file_get_limits(void *state, BlkLimits *ret_limits)
                                .memory_alignment = s->memory_align,
                                .max_transfer = FILE_MAX_TRANSFER,
                                .max_iov = FILE_MAX_IOV };
-}
-
-static int file_check_context(void *state, AioContext *ctx, char **ret_why)
-{
-    if (aio_context_has_ring(ctx)) {
-        return 0;
-    }
-    return blk_fail(
-        ret_why, ENOTSUP,
-        "driver 'file' needs a context with the io_uring monitor, but this one has '%s'",
-        aio_context_get_monitor(ctx));
 }
 
 /*
@@ -99,26 +92,36 @@ static bool is_unsupported(const BlkPiece *piece, int res)
            (res == -EINVAL && s->is_device);
 }
 
+int blk_file_result(const BlkPiece *piece, int res)
+{
+    return (piece->op == BLK_OP_DISCARD || piece->op == BLK_OP_ZEROES) && res < 0 &&
+                   is_unsupported(piece, res)
+               ? -ENOTSUP
+               : res;
+}
+
 static void file_done(CqeHandler *cqe)
 {
     BlkPiece *piece = blk_priv_piece(cqe);
-    int res = cqe->res;
 
-    if (likely(res >= 0)) {
+    if (likely(cqe->res >= 0)) {
         tell_tsan(piece);
-    } else if ((piece->op == BLK_OP_DISCARD || piece->op == BLK_OP_ZEROES) &&
-               is_unsupported(piece, res)) {
-        res = -ENOTSUP;
     }
-    blk_piece_done(piece, res);
+    blk_piece_done(piece, blk_file_result(piece, cqe->res));
 }
 
 /* ---- Submission ------------------------------------------------------------------------------ */
 
+int blk_file_fd(const BlkPiece *piece)
+{
+    const FileState *s = piece->state;
+
+    return unlikely(s->tail_fd >= 0) && piece->offset >= s->tail ? s->tail_fd : s->fd;
+}
+
 static void prep_rw(struct io_uring_sqe *sqe, BlkPiece *piece)
 {
-    FileState *s = piece->state;
-    int fd = unlikely(s->tail_fd >= 0) && piece->offset >= s->tail ? s->tail_fd : s->fd;
+    int fd = blk_file_fd(piece);
     uint64_t offset = (uint64_t)piece->offset;
 
     if (likely(piece->niov == 1)) {
@@ -139,13 +142,19 @@ static void prep_rw(struct io_uring_sqe *sqe, BlkPiece *piece)
     }
 }
 
+int blk_file_fallocate_mode(const BlkPiece *piece)
+{
+    bool punch = piece->op == BLK_OP_DISCARD || (piece->flags & BDRV_REQ_MAY_UNMAP);
+
+    return FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+}
+
 static void prep_fallocate(struct io_uring_sqe *sqe, BlkPiece *piece)
 {
     FileState *s = piece->state;
-    bool punch = piece->op == BLK_OP_DISCARD || (piece->flags & BDRV_REQ_MAY_UNMAP);
-    int mode = FALLOC_FL_KEEP_SIZE | (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
 
-    io_uring_prep_fallocate(sqe, s->fd, mode, piece->offset, (off_t)piece->bytes);
+    io_uring_prep_fallocate(sqe, s->fd, blk_file_fallocate_mode(piece), piece->offset,
+                            (off_t)piece->bytes);
 }
 
 static void file_prep(struct io_uring_sqe *sqe, void *opaque)
@@ -172,6 +181,16 @@ static void file_piece_init(BlkPiece *piece, AioContext *ctx)
     FilePiece *fp = blk_piece_priv(piece);
 
     fp->ctx = ctx;
+    fp->has_ring = aio_context_has_ring(ctx);
+}
+
+/* A device is told of a discard by an ioctl: fallocate() would have it read as zeroes after, which
+ * many cannot do. */
+static bool needs_pool(const FilePiece *fp, const BlkPiece *piece)
+{
+    const FileState *s = piece->state;
+
+    return !fp->has_ring || (piece->op == BLK_OP_DISCARD && s->is_device);
 }
 
 /* Called with the piece's context as the current one; cancel need not be. */
@@ -180,6 +199,11 @@ static void file_submit(BlkPiece *piece)
     FilePiece *fp = blk_piece_priv(piece);
     int ret;
 
+    fp->on_pool = needs_pool(fp, piece);
+    if (unlikely(fp->on_pool)) {
+        blk_file_pool_submit(&fp->pool, piece, fp->ctx);
+        return;
+    }
     fp->cqe = (CqeHandler){ .cb = file_done };
     ret = aio_add_sqe(file_prep, piece, &fp->cqe);
     if (unlikely(ret < 0)) {
@@ -191,6 +215,10 @@ static void file_cancel(BlkPiece *piece)
 {
     FilePiece *fp = blk_piece_priv(piece);
 
+    if (unlikely(fp->on_pool)) {
+        blk_file_pool_cancel(&fp->pool);
+        return;
+    }
     /* When it cannot be queued the operation just runs to its end. */
     (void)aio_context_cancel_sqe(fp->ctx, &fp->cqe);
 }
@@ -204,7 +232,6 @@ BlockDriver blk_file_driver = {
     .close = blk_file_close,
     .getlength = file_getlength,
     .get_limits = file_get_limits,
-    .check_context = file_check_context,
     .piece_init = file_piece_init,
     .submit = file_submit,
     .cancel = file_cancel,

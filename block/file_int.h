@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* The file driver's state, shared by its two files. */
+/* The file driver's state, shared by its files. */
 #ifndef BLOCK_FILE_INT_H
 #define BLOCK_FILE_INT_H
 
+#include "aio/thread_pool_int.h"
 #include "block/driver_int.h"
 
 typedef struct FileState {
@@ -14,6 +15,23 @@ typedef struct FileState {
     bool is_device;                      /* a block device */
     uint32_t offset_align, memory_align; /* of direct I/O; else 1 */
 } FileState;
+
+/* A piece's part of the thread pool. */
+typedef struct FilePoolPiece {
+    PoolWork work;
+    BlkPiece *piece;
+} FilePoolPiece;
+
+/* file.c: the fd that a read or a write goes to. */
+int blk_file_fd(const BlkPiece *piece);
+/* file.c: the mode of fallocate(2) for a discard or a zeroing. */
+int blk_file_fallocate_mode(const BlkPiece *piece);
+/* file.c: what the core is told of a call's result, which is a count or -errno. */
+int blk_file_result(const BlkPiece *piece, int res);
+
+/* file_pool.c */
+void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx);
+void blk_file_pool_cancel(FilePoolPiece *p);
 
 /* file_open.c */
 int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why);

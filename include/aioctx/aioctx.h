@@ -7,6 +7,7 @@
 #include <aioctx/block.h>
 #include <aioctx/main_loop.h>
 #include <aioctx/rcu.h>
+#include <aioctx/thread_pool.h>
 #include <aioctx/timers.h>
 
 #endif

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The file driver on a context without a ring, and calls that a ring has not: each piece is a system
+ * call on a thread of the pool.
+ *
+ * A piece belongs to the driver until it is done, so the thread reads it without a lock.  What a
+ * cancel finds not begun is taken back and ends in -ECANCELED; a call that is under way ends in its
+ * own result.
+ */
+#include "block/file_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "rcu/util_int.h"
+
+#ifndef RWF_DSYNC
+#define RWF_DSYNC 0x2
+#endif
+
+/* ---- On a thread of the pool ----------------------------------------------------------------- */
+
+static ssize_t transfer(const BlkPiece *piece)
+{
+    int fd = blk_file_fd(piece);
+
+    if (piece->op == BLK_OP_READ) {
+        return preadv(fd, piece->iov, piece->niov, piece->offset);
+    }
+    if (piece->flags & BDRV_REQ_FUA) {
+        return pwritev2(fd, piece->iov, piece->niov, piece->offset, RWF_DSYNC);
+    }
+    return pwritev(fd, piece->iov, piece->niov, piece->offset);
+}
+
+static int discard_device(const BlkPiece *piece)
+{
+    uint64_t range[2] = { (uint64_t)piece->offset, piece->bytes };
+
+    return ioctl(blk_file_fd(piece), BLKDISCARD, range);
+}
+
+static int run(PoolWork *work)
+{
+    FilePoolPiece *p = container_of(work, FilePoolPiece, work);
+    const BlkPiece *piece = p->piece;
+    const FileState *s = piece->state;
+    ssize_t ret;
+
+    switch (piece->op) {
+    case BLK_OP_READ:
+    case BLK_OP_WRITE:
+        ret = transfer(piece);
+        break;
+    case BLK_OP_FLUSH:
+        ret = fdatasync(s->fd);
+        break;
+    case BLK_OP_DISCARD:
+        if (s->is_device) {
+            ret = discard_device(piece);
+            break;
+        }
+        /* fall through */
+    default:
+        ret = fallocate(s->fd, blk_file_fallocate_mode(piece), piece->offset, (off_t)piece->bytes);
+        break;
+    }
+    return ret < 0 ? -errno : (int)ret; /* no piece is longer than FILE_MAX_TRANSFER */
+}
+
+/* ---- At home --------------------------------------------------------------------------------- */
+
+static void done(PoolWork *work, int ret)
+{
+    FilePoolPiece *p = container_of(work, FilePoolPiece, work);
+
+    blk_piece_done(p->piece, blk_file_result(p->piece, ret));
+}
+
+void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx)
+{
+    int ret;
+
+    p->piece = piece;
+    p->work.func = run;
+    p->work.done = done;
+    ret = pool_work_submit(ctx, &p->work);
+    if (unlikely(ret < 0)) {
+        blk_piece_done(piece, ret);
+    }
+}
+
+void blk_file_pool_cancel(FilePoolPiece *p)
+{
+    if (pool_work_cancel(&p->work)) {
+        blk_piece_done(p->piece, -ECANCELED);
+    }
+}
