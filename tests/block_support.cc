@@ -165,6 +165,11 @@ static void MemGetLimits(void *state, BlkLimits *ret_limits)
     *ret_limits = DiskOf(state)->limits;
 }
 
+static int MemCheckContext(void *state, AioContext *, char **ret_why)
+{
+    return DiskOf(state)->refuses ? blk_fail(ret_why, ENOTSUP, "not here") : 0;
+}
+
 static void MemSubmit(BlkPiece *piece)
 {
     DiskOf(piece->state)->Submit(piece);
@@ -188,6 +193,7 @@ static BlockDriver *MemDriver()
     drv.close = MemClose;
     drv.getlength = MemGetLength;
     drv.get_limits = MemGetLimits;
+    drv.check_context = MemCheckContext;
     drv.submit = MemSubmit;
     drv.cancel = MemCancel;
     return &drv;

@@ -112,6 +112,7 @@ public:
     std::atomic<int> fail{ 0 };           /* the next piece ends in this */
     std::atomic<int> interrupt{ 0 };      /* so many pieces end in -EINTR */
     std::atomic<bool> no_zeroes{ false }; /* -ENOTSUP for zeroes and discards */
+    std::atomic<bool> refuses{ false };   /* every context */
     std::atomic<int> submitted{ 0 }, cancels{ 0 }, flushes{ 0 }, fua{ 0 }, range_ops{ 0 },
         writes{ 0 };
     std::atomic<int> at_once{ 0 }, at_once_max{ 0 }; /* pieces that are stalled */

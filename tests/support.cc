@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "support.h"
 
+#include <aioctx/thread_pool.h>
+
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -316,5 +318,9 @@ int main(int argc, char **argv)
     signal(SIGALRM, OnAlarm);
     testing::UnitTest::GetInstance()->listeners().Append(new Guard);
     WarmUp();
+    /* Threads of the pool end soon, so that those which stay are seen. */
+    ThreadPoolParams pool = {};
+    pool.idle_ns = 20 * SCALE_MS;
+    thread_pool_set_params(&pool);
     return RUN_ALL_TESTS();
 }

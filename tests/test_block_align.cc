@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Requests of any alignment on drivers that ask for one, against a model in memory. */
 #include "block_support.h"
+#include "loop_support.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -133,53 +134,56 @@ static void RunModels(BlockBackend *blk, const char *monitor, int contexts, int6
 }
 
 struct AlignCase {
-    const char *monitor;
     uint32_t alignment;
     bool later;
     const char *options;
 };
 
-class BlkAlign : public testing::TestWithParam<AlignCase>
+class BlkAlign : public testing::TestWithParam<std::tuple<const char *, AlignCase>>
 {
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR(monitor);
+    }
+    const char *monitor = std::get<0>(GetParam());
+    AlignCase how = std::get<1>(GetParam());
 };
 
-INSTANTIATE_TEST_SUITE_P(Cases, BlkAlign,
-                         testing::Values(AlignCase{ "io_uring", 1, true, "" },
-                                         AlignCase{ "io_uring", 512, true, "" },
-                                         AlignCase{ "ppoll", 512, false, "" },
-                                         AlignCase{ "epoll", 512, true, "" },
-                                         AlignCase{ "ppoll", 4096, true, "" },
-                                         AlignCase{ "io_uring", 512, true, "?detach=on" },
-                                         AlignCase{ "ppoll", 1, true, "?detach=on" }));
+INSTANTIATE_TEST_SUITE_P(
+    Cases, BlkAlign,
+    testing::Combine(testing::ValuesIn(kMonitors),
+                     testing::Values(AlignCase{ 1, true, "" }, AlignCase{ 512, true, "" },
+                                     AlignCase{ 512, false, "" }, AlignCase{ 4096, true, "" },
+                                     AlignCase{ 512, true, "?detach=on" },
+                                     AlignCase{ 1, true, "?detach=on" })));
 
 TEST_P(BlkAlign, RandomRequestsMatchAModel)
 {
-    SKIP_WITHOUT_MONITOR(GetParam().monitor);
     for (unsigned seed = 1; seed <= 4; seed++) {
-        MemDisk disk("model", 20000 + 333, GetParam().alignment);
-        disk.later = GetParam().later;
+        MemDisk disk("model", 20000 + 333, how.alignment);
+        disk.later = how.later;
         disk.limits.max_transfer = 8192;
         disk.limits.max_iov = 3;
         if (seed == 2) {
-            disk.transfer = std::max(GetParam().alignment, 1000u);
+            disk.transfer = std::max<uint32_t>(how.alignment, 1000u);
         }
         disk.no_zeroes = seed == 3;
-        Blk blk = Open(std::string("mem:model") + GetParam().options);
-        RunModels(blk.get(), GetParam().monitor, 1, 0, kSanitized ? 200 : 600, seed * 100);
+        Blk blk = Open(std::string("mem:model") + how.options);
+        RunModels(blk.get(), monitor, 1, 0, kSanitized ? 200 : 600, seed * 100);
     }
 }
 
 TEST_P(BlkAlign, NeighboursFromSeveralContextsLoseNoBytes)
 {
-    SKIP_WITHOUT_MONITOR(GetParam().monitor);
-    MemDisk disk("neighbours", 3 * 1500 + 77, GetParam().alignment);
+    MemDisk disk("neighbours", 3 * 1500 + 77, how.alignment);
     disk.later = true;
-    Blk blk = Open(std::string("mem:neighbours") + GetParam().options);
+    Blk blk = Open(std::string("mem:neighbours") + how.options);
 
-    RunModels(blk.get(), GetParam().monitor, 3, 1500, kSanitized ? 200 : 1000, 42);
+    RunModels(blk.get(), monitor, 3, 1500, kSanitized ? 200 : 1000, 42);
     BlkStats st = Stats(blk);
     EXPECT_EQ(st.failed, 0u);
-    EXPECT_EQ(st.bounced > 0, GetParam().alignment > 1);
+    EXPECT_EQ(st.bounced > 0, how.alignment > 1);
 }
 
 /* ---- One at a time --------------------------------------------------------------------------- */
@@ -286,13 +290,9 @@ TEST(BlkAlignment, ZeroesWithoutFallbackRefuseParts)
 
 /* ---- Direct I/O on a real file --------------------------------------------------------------- */
 
-class BlkDirect : public testing::Test
+class BlkDirect : public OnEachMonitor
 {
 protected:
-    void SetUp() override
-    {
-        SKIP_WITHOUT_MONITOR("io_uring");
-    }
     /* Opens a new file of @bytes with direct=on; skips where the file system has none. */
     bool OpenDirect(int64_t bytes, Blk *ret)
     {
@@ -316,6 +316,7 @@ protected:
     TempDir dir;
     std::string skip_reason;
 };
+ON_EACH_MONITOR(BlkDirect);
 
 #define OPEN_DIRECT(bytes, blk) \
     do { \
@@ -324,12 +325,12 @@ protected:
         } \
     } while (0)
 
-TEST_F(BlkDirect, RandomRequestsFromSeveralContextsMatchAModel)
+TEST_P(BlkDirect, RandomRequestsFromSeveralContextsMatchAModel)
 {
     for (unsigned seed = 1; seed <= 3; seed++) {
         Blk blk;
         OPEN_DIRECT(61440, blk);
-        RunModels(blk.get(), "io_uring", 3, 20001, kSanitized ? 60 : 200, seed * 1000);
+        RunModels(blk.get(), GetParam(), 3, 20001, kSanitized ? 60 : 200, seed * 1000);
         EXPECT_GT(Stats(blk).bounced, 0u);
         EXPECT_EQ(Stats(blk).failed, 0u);
         blk.reset();
@@ -337,12 +338,12 @@ TEST_F(BlkDirect, RandomRequestsFromSeveralContextsMatchAModel)
     }
 }
 
-TEST_F(BlkDirect, AnOddSizeOpensForReadingOnly)
+TEST_P(BlkDirect, AnOddSizeOpensForReadingOnly)
 {
     Blk even;
     OPEN_DIRECT(8192, even);
     std::string spec = "file:" + dir.Path("direct") + "?direct=on";
-    LocalContext ctx("io_uring");
+    LocalContext ctx(GetParam());
     std::vector<char> out(600, 'z'), in(600);
     int err = 0;
 
@@ -365,7 +366,7 @@ TEST_F(BlkDirect, AnOddSizeOpensForReadingOnly)
     EXPECT_EQ(blk_pread(blk.get(), 8292, 1, in.data(), BdrvRequestFlags()), -EINVAL);
 }
 
-TEST_F(BlkDirect, ACreateThatFailsLeavesNoFile)
+TEST_P(BlkDirect, ACreateThatFailsLeavesNoFile)
 {
     Blk probe;
     OPEN_DIRECT(8192, probe);
@@ -376,7 +377,7 @@ TEST_F(BlkDirect, ACreateThatFailsLeavesNoFile)
     EXPECT_EQ(blk_getlength(Open("file:" + path + "?create=on&direct=on&size=8k").get()), 8192);
 }
 
-TEST_F(BlkDirect, LimitsSayTheAlignment)
+TEST_P(BlkDirect, LimitsSayTheAlignment)
 {
     Blk blk;
     OPEN_DIRECT(65536, blk);

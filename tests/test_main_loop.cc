@@ -500,11 +500,8 @@ TEST_P(MainLoop, BlockRequestsOfItsThreadCompleteOnIt)
     blk_unref(blk);
 }
 
-TEST_P(MainLoop, FileIoRunsOnItWhereTheMonitorHasARing)
+TEST_P(MainLoop, FileIoRunsOnIt)
 {
-    if (strcmp(GetParam(), "io_uring") != 0) {
-        GTEST_SKIP() << "the file driver needs the io_uring monitor";
-    }
     ScopedMainLoop loop(GetParam());
     char path[] = "/tmp/aioctx-main-loop-XXXXXX", text[] = "sixteen letters!", back[16] = "";
     int fd = mkstemp(path), ret = 1;

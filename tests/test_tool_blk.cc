@@ -24,18 +24,6 @@ CommandResult Blk(const std::string &args)
     return RunCommand(kProgram + " " + args);
 }
 
-/* Whether the file driver can be used: it needs io_uring. */
-bool FilesWork()
-{
-    return MonitorWorks("io_uring");
-}
-#define SKIP_WITHOUT_FILES() \
-    do { \
-        if (!FilesWork()) { \
-            GTEST_SKIP() << "files need io_uring for now"; \
-        } \
-    } while (0)
-
 /* Status 2, and one line that begins with the program's name and has @part. */
 void ExpectRefused(const std::string &args, const std::string &part)
 {
@@ -178,7 +166,6 @@ TEST(ToolBlk, DeviceSmallerThanAskedForIsRefused)
 
 TEST(ToolBlk, ReadOnlyFileIsReadButNotWritten)
 {
-    SKIP_WITHOUT_FILES();
     ScratchDir dir;
     std::string disk = dir / "disk";
 
@@ -189,13 +176,6 @@ TEST(ToolBlk, ReadOnlyFileIsReadButNotWritten)
     if (geteuid() != 0) { /* root may write it */
         ExpectRefused("--file " + disk + " --rw randwrite", "ermission");
     }
-}
-
-TEST(ToolBlk, FileOnPpollIsRefusedWithTheReason)
-{
-    ScratchDir dir;
-
-    ExpectRefused("--file " + dir / "disk" + " --create --size 1M --monitor ppoll", "io_uring");
 }
 
 TEST(ToolBlk, BadMonitorInTheEnvironmentGetsOneLine)
@@ -331,7 +311,6 @@ TEST(ToolBlk, MissedDeadlinesAreCountedAndNoError)
 
 TEST(ToolBlk, FlushFollowsEveryNthWrite)
 {
-    SKIP_WITHOUT_FILES();
     auto flushes = [](const char *every) {
         ScratchDir dir;
         CommandResult r = Blk("--file " + dir / "disk" +
@@ -352,16 +331,26 @@ TEST(ToolBlk, FlushFollowsEveryNthWrite)
 
 /* ---- Verification ---------------------------------------------------------------------------- */
 
-TEST(ToolBlk, VerifyRoundTripFindsNoMismatch)
+class ToolBlkFiles : public testing::TestWithParam<const char *>
 {
-    SKIP_WITHOUT_FILES();
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR(GetParam());
+    }
+    const std::string monitor = std::string(" --monitor ") + GetParam();
+};
+INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkFiles, testing::ValuesIn(kMonitors), MonitorName);
+
+TEST_P(ToolBlkFiles, VerifyRoundTripFindsNoMismatch)
+{
     for (const char *how : { "", " --rate 20k", " --rate 20k --deadline 2ms",
                              " --bs 16k --iodepth 4", " --rw rw", " --fsync 8" }) {
         ScratchDir dir;
         CommandResult r = Blk("--file " + dir / "disk" +
                               " --create --size 4M --iothreads 2 --iodepth 8 "
                               "--rw randrw --verify crc32c --ios 6000 --json - 2>/dev/null" +
-                              how);
+                              how + monitor);
         EXPECT_EQ(r.status, 0) << how << r.output;
         EXPECT_EQ(JsonNumber(r.output, "\"total\"", "verify_mismatches"), 0) << how;
         EXPECT_EQ(JsonNumber(r.output, "\"total\"", "verify_checked"),
@@ -370,14 +359,14 @@ TEST(ToolBlk, VerifyRoundTripFindsNoMismatch)
     }
 }
 
-TEST(ToolBlk, TimedOutDetachedWritesLeaveOldOrNewData)
+TEST_P(ToolBlkFiles, TimedOutDetachedWritesLeaveOldOrNewData)
 {
-    SKIP_WITHOUT_FILES();
     ScratchDir dir;
     WriteFile(dir / "disk", std::string(2 << 20, '\0'));
     CommandResult r = Blk("--backend 'file:" + dir / "disk" +
                           "?detach=on' --iothreads 2 --iodepth 64 --bs 4k "
-                          "--rw randrw --verify crc32c --layout --deadline 200us --ios 20000");
+                          "--rw randrw --verify crc32c --layout --deadline 200us --ios 20000" +
+                          monitor);
 
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_NE(r.output.find(" 0 mismatches"), std::string::npos) << r.output;
@@ -388,7 +377,6 @@ class ToolBlkLaidOut : public testing::Test
 protected:
     void SetUp() override
     {
-        SKIP_WITHOUT_FILES();
         CommandResult r = Blk("--file " + disk +
                               " --create --size 1M --iothreads 2 --iodepth 4 --layout "
                               "--verify crc32c --ios 10");
@@ -485,7 +473,6 @@ TEST_F(ToolBlkLaidOut, VerifyErrorsMaxGoesOnUntilThen)
 
 TEST(ToolBlk, FileTooLargeForItsLimitIsAnErrorNotAnEnd)
 {
-    SKIP_WITHOUT_FILES();
     ScratchDir dir;
     /* The limit is 128 KiB (256 units of 512 bytes in sh), the file is made before it. */
     WriteFile(dir / "disk", "");
@@ -500,7 +487,6 @@ TEST(ToolBlk, FileTooLargeForItsLimitIsAnErrorNotAnEnd)
 
 TEST(ToolBlk, FullDiskIsAClearErrorAndNothingHangs)
 {
-    SKIP_WITHOUT_FILES();
     ScratchDir dir;
     /* A mount namespace of its own: nothing is left behind. */
     const std::string in_namespace = "unshare -m sh -c ";
