@@ -13,6 +13,7 @@ typedef struct FileState {
     int64_t length;
     bool direct;
     bool is_device;                      /* a block device */
+    bool no_nowait;                      /* atomic: reads cannot be limited to the page cache */
     uint32_t offset_align, memory_align; /* of direct I/O; else 1 */
 } FileState;
 
