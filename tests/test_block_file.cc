@@ -3,6 +3,7 @@
 #include "block_support.h"
 #include "loop_support.h"
 
+#include <aioctx/thread_pool.h>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
@@ -196,6 +197,114 @@ TEST_P(BlkFile, DeadlinesAndCancelsEndEveryRequestOnce)
         BlkStats st = Stats(blk);
         EXPECT_EQ(st.failed, st.timed_out + st.cancelled);
     }
+}
+
+/* Keeps the pool's only thread busy until it is let go. */
+class BusyPool
+{
+public:
+    explicit BusyPool(LocalContext *ctx) : ctx_(ctx)
+    {
+        ThreadPoolParams p = {};
+
+        thread_pool_get_params(&before_);
+        p = before_;
+        p.max_threads = 1;
+        EXPECT_EQ(thread_pool_set_params(&p), 0);
+        EXPECT_NE(thread_pool_submit_aio(Wait, this, End, this), nullptr);
+        EXPECT_TRUE(WaitUntil([&] { return began_.load(); }));
+    }
+    ~BusyPool()
+    {
+        Release();
+        EXPECT_TRUE(ctx_->PollUntil([&] { return ended_.load(); }));
+        EXPECT_EQ(thread_pool_set_params(&before_), 0);
+    }
+    void Release()
+    {
+        let_go_ = true;
+    }
+
+private:
+    static int Wait(void *opaque)
+    {
+        BusyPool *self = static_cast<BusyPool *>(opaque);
+
+        self->began_ = true;
+        return WaitUntil([&] { return self->let_go_.load(); }) ? 0 : -ETIME;
+    }
+    static void End(void *opaque, int ret)
+    {
+        EXPECT_EQ(ret, 0);
+        static_cast<BusyPool *>(opaque)->ended_ = true;
+    }
+
+    LocalContext *ctx_;
+    ThreadPoolParams before_;
+    std::atomic<bool> began_{ false }, let_go_{ false }, ended_{ false };
+};
+
+/* A ring has no use for the pool; elsewhere, what waits for a thread can be recalled. */
+TEST_P(BlkFile, WhatHasNotBegunEndsAtItsDeadlineOrWhenCancelled)
+{
+    for (const char *options : { "create=on&size=1M", "create=on&size=1M&detach=on" }) {
+        LocalContext ctx(GetParam());
+        Blk blk = Open(Spec(options));
+        bool has_ring = !strcmp(GetParam(), "io_uring");
+        Buffer buf(4096, 'x'), kept(4096, 'y');
+        Result late, cancelled, waits, flush;
+        BlkReqOpts opts = {};
+        {
+            BusyPool busy(&ctx);
+            opts.deadline_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 3 * SCALE_MS;
+            blk_aio_pwritev_opts(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &late, &opts);
+            BlockAIOCB *acb =
+                blk_aio_pwritev(blk.get(), 4096, &buf.qiov, BdrvRequestFlags(), Ended, &cancelled);
+            blk_aio_pwritev(blk.get(), 8192, &kept.qiov, BDRV_REQ_FUA, Ended, &waits);
+            blk_aio_flush(blk.get(), Ended, &flush);
+            blk_aio_cancel_async(acb);
+            EXPECT_EQ(cancelled.calls, 0);
+            ASSERT_TRUE(ctx.PollUntil([&] { return late.calls && cancelled.calls; }));
+            if (!has_ring) {
+                EXPECT_EQ(late.ret, -ETIMEDOUT);
+                EXPECT_EQ(cancelled.ret, -ECANCELED);
+                EXPECT_EQ(waits.calls + flush.calls, 0);
+                EXPECT_EQ(Stats(blk).detached, 0u); /* no need to */
+                EXPECT_EQ(Raw(0, 8192), std::string(8192, '\0'));
+            }
+            busy.Release();
+            ASSERT_TRUE(ctx.PollUntil([&] { return waits.calls && flush.calls; }));
+        }
+        EXPECT_EQ(waits.ret, 0);
+        EXPECT_EQ(flush.ret, 0);
+        EXPECT_EQ(Raw(8192, 4096), std::string(4096, 'y'));
+        EXPECT_EQ(late.calls + cancelled.calls + waits.calls + flush.calls, 4);
+        blk.reset();
+        unlink(dir.Path("disk").c_str());
+    }
+}
+
+/* As with a ring: whatever the page cache holds is copied by the thread that asks. */
+TEST_P(BlkFile, CachedReadsNeedNoThread)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open(Spec("create=on&size=1M"));
+    Buffer buf(4096, 'x');
+    struct iovec iov = { buf.data, buf.size };
+    Result r;
+
+    ASSERT_EQ(blk_pwrite(blk.get(), 0, 4096, buf.data, BdrvRequestFlags()), 0);
+    int fd = open(dir.Path("disk").c_str(), O_RDONLY);
+    ssize_t n = preadv2(fd, &iov, 1, 0, RWF_NOWAIT);
+    close(fd);
+    if (n != 4096) {
+        GTEST_SKIP() << "this file system does not say what is cached";
+    }
+    BusyPool busy(&ctx);
+    blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &r);
+    EXPECT_EQ(r.calls, 0); /* never inside the submitting call */
+    ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_EQ(r.ret, 0);
 }
 
 TEST(BlkFileSync, PlainThreadsReadAndWriteFiles)
