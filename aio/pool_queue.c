@@ -9,14 +9,14 @@
  * half took it, and who found it empty has scheduled that, or is about to.  Push and take are
  * sequentially consistent, and with them all that the function wrote is visible to its callback.
  *
- * A context that closes.  From the push on, nothing holds the context: the callback may run, and the
- * context close, before the thread has scheduled the bottom half.  So both lie in one RCU read
+ * A context that closes.  From the push on, nothing holds the context: the callback may run, and
+ * the context close, before the thread has scheduled the bottom half.  So both lie in one RCU read
  * section, and the bottom half, the context and its wake-up fd go after a grace period.  Closing
- * leaves SENT_CLOSED on the stack.  Who finds that had a function that was given up: its context may
- * be gone, and nobody is called back.
+ * leaves SENT_CLOSED on the stack.  Who finds that had a function that was given up: its context
+ * may be gone, and nobody is called back.
  *
- * References on a pool_queue: one of its context's, and one of each work, which is given back by the
- * home thread when it takes the work up, or else by the thread that finds SENT_CLOSED.
+ * References on a pool_queue: one of its context's, and one of each work, which is given back by
+ * the home thread when it takes the work up, or else by the thread that finds SENT_CLOSED.
  */
 #include "aio/aio_int.h"
 #include "aio/thread_pool_int.h"
@@ -197,8 +197,8 @@ static void free_bhs(AioRcuHead *head)
     put_queue(pq);
 }
 
-/* The context closes.  Of works that are not ours, nobody hears of any more: their owner keeps their
- * memory. */
+/* The context closes.  Of works that are not ours, nobody hears of any more: their owner keeps
+ * their memory. */
 static void closing_context(AioCloseHook *hook, AioContext *ctx)
 {
     struct pool_queue *pq = container_of(hook, struct pool_queue, hook);

@@ -27,10 +27,10 @@
  * last thread cannot end while one is being created, and where there is none at all, one is created
  * with the lock held: if that fails, the work is refused before anybody else can rely on it.
  *
- * Who is called.  The caller unlinks the sleeper and sets its word, both under the lock; it wakes it
- * (a system call) after.  A sleeper that runs out of time takes the lock and finds itself unlinked
- * or not: called, or at its end.  It may be gone before the caller makes the system call, which
- * then wakes nobody, or some sleeper that looks at its own word and sleeps on.
+ * Who is called.  The caller unlinks the sleeper and sets its word, both under the lock; it wakes
+ * it (a system call) after.  A sleeper that runs out of time takes the lock and finds itself
+ * unlinked or not: called, or at its end.  It may be gone before the caller makes the system call,
+ * which then wakes nobody, or some sleeper that looks at its own word and sleeps on.
  */
 #include "aio/thread_pool_int.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The file driver on a context without a ring, and calls that a ring has not: each piece is a system
- * call on a thread of the pool.
+ * The file driver on a context without a ring, and calls that a ring has not: each piece is a
+ * system call on a thread of the pool.
  *
  * A read that the page cache can answer is made at home (RWF_NOWAIT), as a ring does: two threads
  * that wake each other take many times as long as the copy.

@@ -153,6 +153,15 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(AioContextStats, reserved, 144);
 }
 
+TEST_F(Layout, ThreadPoolStructsArePinned)
+{
+    EXPECT_EQ(sizeof(ThreadPoolParams), 56u);
+    EXPECT_MEMBER(ThreadPoolParams, idle_ns, 8);
+    EXPECT_MEMBER(ThreadPoolParams, reserved, 16);
+    EXPECT_EQ(sizeof(ThreadPoolStats), 128u);
+    EXPECT_MEMBER(ThreadPoolStats, reserved, 80);
+}
+
 TEST_F(Layout, MainLoopStructsArePinned)
 {
     EXPECT_EQ(sizeof(MainLoopPoll), 56u);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The thread pool: what runs where, cancel, drain, threads that come and go, contexts that close. */
+/* The thread pool: what runs where, cancel, threads that come and go, contexts that close. */
 #include "loop_support.h"
 #include "seccomp_support.h"
 

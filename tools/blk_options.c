@@ -102,6 +102,8 @@ static const char help[] =
     "How:\n"
     "  --monitor NAME         io_uring, epoll or ppoll [the first that can be had]\n"
     "  --cpus LIST            processors that the iothreads run on, such as 0-3,7 [any]\n"
+    "  --monitor NAME         io_uring, epoll or ppoll; the last two read and write files on the\n"
+    "                         thread pool [the first that can be had]\n"
     "  --json FILE            write configuration and results as JSON too; '-': to standard\n"
     "                         output, and the table to standard error\n"
     "  --no-progress          no progress line (there is none anyway when stderr is no terminal)\n"

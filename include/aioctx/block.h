@@ -117,9 +117,10 @@ typedef struct BlkLimits {
 void blk_get_limits(BlockBackend *blk, BlkLimits *ret_limits);
 
 /*
- * Whether the backend can be used on @ctx.
- * Returns 0, or -ENOTSUP with a message in *@ret_why (as in blk_open()) that says why: the file
- * driver needs the io_uring monitor.  Thread: any.
+ * Whether the backend can be used on @ctx.  The library's own drivers can on any: without a ring,
+ * the file driver's calls run on the thread pool (<aioctx/thread_pool.h>).
+ * Returns 0, or -ENOTSUP with a message in *@ret_why (as in blk_open()) that says why.
+ * Thread: any.
  */
 int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why);
 
@@ -146,7 +147,8 @@ typedef struct BlkReqOpts {
  * offset or an unknown flag; -EPERM for a write to a read-only backend; -ENOTSUP for a driver that
  * cannot run on this context (blk_check_context()) or cannot do it; -ETIMEDOUT when the deadline
  * passed and the cancel won (or the deadline lay in the past: then nothing was issued); -ECANCELED
- * when blk_aio_cancel_async() won; else what the driver says: -EIO, -ENOSPC and so on.
+ * when blk_aio_cancel_async() won; else what the driver says: -EIO, -ENOSPC and so on, -EAGAIN when
+ * no thread could be started that it needs.
  *
  * Returns a handle for blk_aio_cancel_async(), valid until @cb is called.  NULL: @cb is not called,
  * and errno says why: ENOMEM; EINVAL without a current context; ESHUTDOWN when that is closing and

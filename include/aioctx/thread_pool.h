@@ -44,9 +44,9 @@ typedef void ThreadPoolCompletionFunc(void *opaque, int ret);
  * exit(3) waits for no function.
  *
  * Returns a handle for thread_pool_cancel(), valid until @cb is called.  NULL: neither is called,
- * and errno says why: EINVAL without a current context; ESHUTDOWN when that is closing and has begun
- * to cancel; ENOMEM; EAGAIN when the pool has no thread and none can be started.  As long as it has
- * one, functions wait for that instead.
+ * and errno says why: EINVAL without a current context; ESHUTDOWN when that is closing and has
+ * begun to cancel; ENOMEM; EAGAIN when the pool has no thread and none can be started.  As long as
+ * it has one, functions wait for that instead.
  * Thread: one with a current context; not a signal handler.
  * Ordering: what the caller wrote before is visible to @func, and what that wrote is to @cb.
  */
@@ -78,9 +78,9 @@ typedef struct ThreadPoolParams {
 } ThreadPoolParams;
 
 /*
- * Changes the pool's parameters, at once: with a higher maximum, threads are started for what waits;
- * with a lower one, threads end as soon as their function has returned.  NULL: the defaults, which
- * are all zero.
+ * Changes the pool's parameters, at once: with a higher maximum, threads are started for what
+ * waits; with a lower one, threads end as soon as their function has returned.  NULL: the defaults,
+ * which are all zero.
  * Returns 0, or -EINVAL, with a message on stderr that says what is accepted: nothing is changed.
  * Thread: any.
  */
