@@ -22,10 +22,11 @@
  * Nothing is stranded.  Works wait only while
  *   (a) a thread is coming, which looks when it has come, or
  *   (b) all threads are busy, and look when they have done their work.
- * A call that comes to nothing must leave one of these behind: a thread that could not be created
- * makes who tried look again; one that ends as there are too many calls another in its place.  The
- * last thread cannot end while one is being created, and where there is none at all, one is created
- * with the lock held: if that fails, the work is refused before anybody else can rely on it.
+ * What could come to nothing leaves one of these behind.  A thread that could not be created makes
+ * who tried look again.  The last thread cannot end while one is being created; and where there is
+ * none at all, one is created with the lock held: if that fails, the work is refused before anybody
+ * else can rely on it.  A thread that ends as there are too many leaves none asleep behind: whoever
+ * lowers the maximum gets all idle ones up, and while there are too many, none goes to sleep.
  *
  * Who is called.  The caller unlinks the sleeper and sets its word, both under the lock; it wakes
  * it (a system call) after.  A sleeper that runs out of time takes the lock and finds itself
@@ -313,7 +314,6 @@ static void *run_thread(void *unused)
 {
     struct pool_thread me = { 0 };
     PoolWork *back = NULL; /* has returned, and was not sent back yet */
-    struct call call = { 0 };
 
     prctl(PR_SET_NAME, "aioctx-pool");
     pthread_mutex_lock(&pool.lock);
@@ -324,6 +324,7 @@ static void *run_thread(void *unused)
     pool.stats.threads_begun++;
     for (;;) {
         PoolWork *work = take_locked();
+        struct call call = { 0 };
 
         if (!work && !back) {
             if (!sleep_locked(&me)) {
@@ -331,7 +332,6 @@ static void *run_thread(void *unused)
             }
             continue;
         }
-        call = (struct call){ 0 };
         if (work) {
             call_locked(&call);
         }
@@ -351,10 +351,7 @@ static void *run_thread(void *unused)
         }
     }
     pool.live--;
-    call = (struct call){ 0 };
-    call_locked(&call); /* one of those that stay takes what waits */
     pthread_mutex_unlock(&pool.lock);
-    make_call(call);
     return NULL;
 }
 
