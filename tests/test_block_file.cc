@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -305,6 +307,72 @@ TEST_P(BlkFile, CachedReadsNeedNoThread)
     EXPECT_EQ(r.calls, 0); /* never inside the submitting call */
     ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
     EXPECT_EQ(r.ret, 0);
+}
+
+/* A block device over a file; gone with the scope. */
+class LoopDevice
+{
+public:
+    explicit LoopDevice(const std::string &file)
+    {
+        int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+        int number = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE);
+        int below = open(file.c_str(), O_RDWR | O_CLOEXEC);
+
+        if (number >= 0) {
+            path = "/dev/loop" + std::to_string(number);
+            fd_ = open(path.c_str(), O_RDWR | O_CLOEXEC);
+        }
+        works = fd_ >= 0 && ioctl(fd_, LOOP_SET_FD, below) == 0;
+        close(below);
+        if (control >= 0) {
+            close(control);
+        }
+    }
+    ~LoopDevice()
+    {
+        if (works) {
+            EXPECT_EQ(ioctl(fd_, LOOP_CLR_FD), 0);
+        }
+        if (fd_ >= 0) {
+            close(fd_);
+        }
+    }
+
+    std::string path;
+    bool works;
+
+private:
+    int fd_ = -1;
+};
+
+TEST_P(BlkFile, DevicesAreDiscardedByAnIoctlOfThePool)
+{
+    {
+        Open(Spec("create=on&size=1M"));
+    }
+    LoopDevice device(dir.Path("disk"));
+    if (!device.works) {
+        GTEST_SKIP() << "no loop devices for us";
+    }
+    LocalContext ctx(GetParam());
+    Blk blk = Open("file:" + device.path);
+    Buffer out(65536, 'x');
+    ThreadPoolStats before, after;
+
+    ASSERT_EQ(blk_getlength(blk.get()), 1 << 20);
+    ASSERT_EQ(blk_pwrite(blk.get(), 0, 65536, out.data, BDRV_REQ_FUA), 0);
+    ASSERT_EQ(Raw(4096, 3), "xxx");
+    thread_pool_get_stats(&before);
+    EXPECT_EQ(blk_pdiscard(blk.get(), 4096, 8192), 0);
+    thread_pool_get_stats(&after);
+    EXPECT_EQ(after.submitted, before.submitted + 1);
+    std::string middle = Raw(4096, 8192); /* it is a hint: the file below may have no holes */
+    EXPECT_TRUE(middle == std::string(8192, '\0') || middle == std::string(8192, 'x'));
+    EXPECT_EQ(Raw(4095, 1) + Raw(12288, 1), "xx");
+    EXPECT_EQ(blk_pwrite_zeroes(blk.get(), 32768, 4096, BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_flush(blk.get()), 0);
+    EXPECT_EQ(Raw(32767, 4098), "x" + std::string(4096, '\0') + "x");
 }
 
 TEST(BlkFileSync, PlainThreadsReadAndWriteFiles)
