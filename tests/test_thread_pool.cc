@@ -662,6 +662,30 @@ TEST_P(ThreadPool, OwnersKeepTheMemoryOfWhatOutlastsTheContext)
     EXPECT_EQ(runs.dones + waits.dones, 0);
 }
 
+/* Nothing of a context is touched that closes between a work's return and its way back. */
+TEST_P(ThreadPool, OwnersWorksMayReturnWhileTheirContextCloses)
+{
+    const int rounds = kSanitized ? 40 : 150;
+    std::vector<std::unique_ptr<OwnWork>> works;
+
+    for (int i = 0; i < rounds; i++) {
+        ScopedContext ctx(GetParam());
+        for (int k = 0; k < 3; k++) {
+            works.emplace_back(new OwnWork);
+            works.back()->gate.Open();
+            ASSERT_EQ(pool_work_submit(ctx, &works.back()->work), 0);
+        }
+        for (int spin = i % 8; spin > 0; spin--) {
+            aio_poll(ctx, false);
+        }
+    }
+    EXPECT_TRUE(NoThreads());
+    for (auto &own : works) {
+        EXPECT_EQ(own->runs, 1);
+        EXPECT_LE(own->dones, 1);
+    }
+}
+
 /* ---- Threads that cannot be had, fork, exit -------------------------------------------------- */
 
 static bool DenyThreads()
