@@ -256,8 +256,10 @@ static int submit(struct pool_queue *pq, PoolWork *work)
 
 int pool_work_submit(AioContext *ctx, PoolWork *work)
 {
-    struct pool_queue *pq = likely(ctx->pool) ? ctx->pool : make_queue(ctx);
+    struct pool_queue *pq;
 
+    rcu_check_fork("blk_aio");
+    pq = likely(ctx->pool) ? ctx->pool : make_queue(ctx);
     if (unlikely(!pq || pq == &closed_queue)) {
         return pq ? -ESHUTDOWN : -ENOMEM;
     }

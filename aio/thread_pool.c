@@ -412,6 +412,7 @@ int thread_pool_set_params(const ThreadPoolParams *params)
 
 void thread_pool_get_params(ThreadPoolParams *ret_params)
 {
+    rcu_check_fork("thread_pool_get_params"); /* the lock may have been held */
     pthread_mutex_lock(&pool.lock);
     *ret_params = pool.params;
     pthread_mutex_unlock(&pool.lock);
@@ -419,6 +420,7 @@ void thread_pool_get_params(ThreadPoolParams *ret_params)
 
 void thread_pool_get_stats(ThreadPoolStats *ret_stats)
 {
+    rcu_check_fork("thread_pool_get_stats");
     pthread_mutex_lock(&pool.lock);
     *ret_stats = pool.stats;
     ret_stats->threads = pool.live;
