@@ -296,6 +296,7 @@ TEST(FallbackLimit, WithoutRoomForMoreFilesItIsPpoll)
     EXPECT_EXIT(Serve("ppoll",
                       [] {
                           LimitFiles(RLIM_INFINITY);
+                          aio_rcu_barrier(); /* closed contexts hold no file any more */
                           /* One is left, which will be the context's eventfd. */
                           LimitFiles(static_cast<rlim_t>(LowestFreeFd()) + 1);
                       }),
