@@ -25,6 +25,9 @@
  * look missed was published after it, and adds to the count.  The notifier finds no ASLEEP, and
  * makes no system call.
  *
+ * A host (embed.c) announces with prepare, which is followed by the host's own wait, and takes it
+ * back with dispatch.
+ *
  * Sources of work: bh_stack, fd_requests, the head words of the timer lists (timers/list_int.h),
  * and, home thread only, the completions that were reaped but not yet dispatched.
  */
@@ -43,6 +46,7 @@ typedef struct FDMonOps FDMonOps;
 typedef struct AioHandler AioHandler;
 struct home_thread;
 struct fd_request;
+struct embed;
 struct pool_queue;
 
 #define WAKE_ASLEEP UINT64_C(1)
@@ -66,6 +70,9 @@ enum { DISPATCH_BATCH = 64 };
 struct fd_queue {
     struct fd_request *first, *last;
 };
+
+/* Instead of one, for context_iterate(): a host has waited. */
+#define WAIT_WAS_HOSTS INT64_C(-1)
 
 /* The handlers of one fd.  Home thread only. */
 struct AioHandler {
@@ -131,6 +138,7 @@ struct AioContext {
     uint32_t inflight_by_op[64];
     struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
     AioContextStats stats;
+    struct embed *embed; /* a host's, see embed.c; NULL: nobody asked for the fd */
 
     AioRcuHead rcu;
 };
@@ -157,6 +165,12 @@ struct FDMonOps {
     void (*unwatch)(AioContext *ctx, AioHandler *h);
     /* Completed h->ready is about to be dispatched: watch again. */
     void (*rewatch)(AioContext *ctx, AioHandler *h);
+    /* Puts what is to make a host's fd readable into ctx->embed's set.  Returns 0 or -errno. */
+    int (*embed)(AioContext *ctx);
+    /* Does what wait() does before it waits, and collects what is there.  Whatever comes afterwards
+     * makes the host's fd readable.  Returns a deadline by which wait() is to be called; WAIT_NOT:
+     * something is there. */
+    int64_t (*prepare)(AioContext *ctx);
     /* Operations; NULL where there are none. */
     int (*add_sqe)(AioContext *ctx, void (*prep)(struct io_uring_sqe *, void *), void *opaque,
                    CqeHandler *handler);
@@ -221,14 +235,16 @@ static inline bool handlers_have_requests(AioContext *ctx)
 AioContext *context_new(const AioContextOptions *opts, bool is_main);
 /* context.c: makes the calling thread home, or aborts, naming @call, when another one is. */
 void context_enter_home(AioContext *ctx, const char *call);
-/* context.c: one iteration that waits until @limit_ns at most: a time of CLOCK_MONOTONIC, WAIT_NOT
- * or WAIT_FOREVER. */
+/* context.c: one iteration that waits until @limit_ns at most: a time of CLOCK_MONOTONIC, WAIT_NOT,
+ * WAIT_FOREVER or WAIT_WAS_HOSTS. */
 bool context_iterate(AioContext *ctx, int64_t limit_ns);
 /* wait.c: what aio_compute_timeout() returns. */
 int64_t wait_compute_timeout(AioContext *ctx);
 /* wait.c: waits until there is something to do, @limit_ns at most, which is as above.  Whatever has
  * completed is on ctx->done. */
 void wait_for_events(AioContext *ctx, int64_t limit_ns);
+/* wait.c: counts a sleep, and what has ended it; @ret is the monitor's. */
+void wait_count_wakeup(AioContext *ctx, int ret, bool notified);
 /* context.c: aio_notify(), and for timers, which never arm in a signal handler, not on home. */
 void context_notify_from_timer(void *opaque, QEMUClockType type);
 /* context.c: ends all that the context does; see iothread_stop(). */

@@ -9,6 +9,7 @@
  * before its callback is called, so that a nested iteration goes on where the outer one stopped.
  */
 #include "aio/aio_int.h"
+#include "aio/embed_int.h"
 #include "aio/home_int.h"
 #include "aio/wake_int.h"
 #include "rcu/rcu_int.h"
@@ -430,6 +431,7 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
         dispatch_one(ctx, left);
     }
     ctx->shut = true;
+    embed_close(ctx);
     ctx->mon->close(ctx);
     ctx->depth--;
     home_end_iteration(before);
@@ -504,7 +506,11 @@ bool context_iterate(AioContext *ctx, int64_t limit_ns)
 
     ctx->depth++;
     count_own(&ctx->stats.iterations, 1);
-    wait_for_events(ctx, limit_ns);
+    if (likely(limit_ns != WAIT_WAS_HOSTS)) {
+        wait_for_events(ctx, limit_ns);
+    } else {
+        embed_end_wait(ctx);
+    }
     progress = handlers_have_requests(ctx) && handlers_apply_requests(ctx);
     progress |= bh_is_any(ctx) && bh_poll(ctx);
     progress |= dispatch_done(ctx);

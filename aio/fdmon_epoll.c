@@ -34,6 +34,7 @@
  * fs/select.c for the lateness of timeouts.
  */
 #include "aio/aio_int.h"
+#include "aio/embed_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <assert.h>
@@ -74,6 +75,7 @@ struct epoll_mon {
     int64_t timer_ns;    /* what the timerfd is set for; WAIT_FOREVER: it is not */
     bool short_waits;    /* epoll_pwait2() keeps short ones */
     bool stale;          /* a file was reported that is no handler's */
+    bool embedded;       /* the set is in that of a host's fd */
     uint32_t last_key;   /* given to a handler */
     unsigned watched;    /* handlers in the set: those that are armed */
     AioHandler *outside; /* watched handlers that are not */
@@ -389,6 +391,7 @@ static void renew(AioContext *ctx, struct epoll_mon *m)
         return;
     }
     close(epoll);
+    m->embedded = false; /* the old one was */
     for (int fd = 0; fd < ctx->handlers_size; fd++) {
         if (ctx->handlers[fd] && ctx->handlers[fd]->armed) {
             move_outside(m, ctx->handlers[fd]);
@@ -404,8 +407,8 @@ static int epoll_monitor_wait(AioContext *ctx, int64_t deadline_ns)
     if (m->outside) {
         deadline_ns = try_outside(ctx, m, deadline_ns);
     }
-    if (deadline_ns == WAIT_NOT && !m->watched) {
-        return 0; /* nobody to ask */
+    if (deadline_ns == WAIT_NOT && !m->watched && !ctx->embed) {
+        return 0; /* nobody to ask; a host's fd stays readable until we have */
     }
     n = wait_for(ctx, m, deadline_ns);
     for (int i = 0; i < n; i++) {
@@ -418,6 +421,36 @@ static int epoll_monitor_wait(AioContext *ctx, int64_t deadline_ns)
     return n < 0 ? n : 0;
 }
 
+/* ---- Embedding ------------------------------------------------------------------------------- */
+
+static int epoll_embed(AioContext *ctx)
+{
+    struct epoll_mon *m = ctx->mon_state;
+    int ret = embed_add(ctx, m->epoll, EPOLLIN);
+
+    m->embedded = ret == 0;
+    return ret;
+}
+
+/* The host's deadline is kept by another timerfd: what an aio_poll() has set is not to wake it. */
+static int64_t epoll_prepare(AioContext *ctx)
+{
+    struct epoll_mon *m = ctx->mon_state;
+    int64_t until = m->outside ? try_outside(ctx, m, WAIT_FOREVER) : WAIT_FOREVER;
+
+    if (until == WAIT_NOT) {
+        return until;
+    }
+    if (m->timer_ns != WAIT_FOREVER) {
+        set_timer(ctx, m, WAIT_FOREVER);
+    }
+    if (!m->embedded && epoll_embed(ctx) < 0) {
+        int64_t again = clock_monotonic_ns() + EMBED_RETRY_NS;
+        until = until < again ? until : again;
+    }
+    return until;
+}
+
 const FDMonOps fdmon_epoll = {
     .name = "epoll",
     .init = epoll_init,
@@ -426,5 +459,7 @@ const FDMonOps fdmon_epoll = {
     .watch = epoll_watch,
     .unwatch = epoll_unwatch,
     .rewatch = epoll_rewatch,
+    .embed = epoll_embed,
+    .prepare = epoll_prepare,
     .close = epoll_close,
 };

@@ -23,6 +23,7 @@
  * Source: io_uring_enter(2), io_uring_setup(2), io_uring_prep_poll_add(3).
  */
 #include "aio/aio_int.h"
+#include "aio/embed_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <errno.h>
@@ -30,7 +31,10 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <time.h>
+#include <unistd.h>
 
 /* Newer than liburing 2.3's headers.  None changes the ring's layout. */
 #ifndef IORING_ENTER_ABS_TIMER
@@ -52,6 +56,7 @@ struct uring_mon {
     bool reg_ring;        /* the ring fd is registered with the home thread */
     unsigned enter_flags; /* of every wait */
     uint64_t inflight;    /* all with a CqeHandler, our own included */
+    int event_fd;         /* eventfd registered with the ring, for a host; -1: none */
 };
 
 /* Our own completions are told from users' by their callback. */
@@ -156,6 +161,7 @@ static int uring_init(AioContext *ctx, unsigned entries)
         goto close_ring;
     }
     m->wake.cb = own_completion;
+    m->event_fd = -1;
     m->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
     if (m->ring.features & IORING_FEAT_NO_IOWAIT) {
         m->enter_flags |= IORING_ENTER_NO_IOWAIT;
@@ -322,7 +328,8 @@ static void queue_own(struct uring_mon *m, struct io_uring_sqe *sqe, CqeHandler 
 
 /* ---- Fds ------------------------------------------------------------------------------------- */
 
-static void arm_all(AioContext *ctx, struct uring_mon *m)
+/* @wake: also what wakes a sleep, which needs it alone. */
+static void arm_all(AioContext *ctx, struct uring_mon *m, bool wake)
 {
     AioHandler *h;
 
@@ -334,7 +341,7 @@ static void arm_all(AioContext *ctx, struct uring_mon *m)
         queue_own(m, sqe, &h->ready);
         h->armed = true;
     }
-    if (!m->wake_armed) {
+    if (wake && !m->wake_armed) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
         io_uring_prep_poll_multishot(sqe, ctx->wake_fd, POLLIN);
@@ -347,6 +354,7 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
 
+    embed_watch(ctx, h);
     if (h->armed) { /* should it have completed meanwhile, the next arming takes the new events */
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
@@ -372,6 +380,7 @@ static void uring_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
 
+    embed_unwatch(ctx, h);
     if (h->pprev) {
         handler_unlink(h);
     }
@@ -414,7 +423,7 @@ static int uring_wait(AioContext *ctx, int64_t deadline_ns)
     int ret = 0;
 
     m->woken = false;
-    arm_all(ctx, m);
+    arm_all(ctx, m, wait);
     if (ctx->done || m->woken) {
         wait = false; /* the queue was full, and making room has reaped something */
     }
@@ -432,6 +441,51 @@ static int uring_wait(AioContext *ctx, int64_t deadline_ns)
     }
     reap(ctx, m);
     return ret == -EINTR ? -EINTR : 0;
+}
+
+/* ---- Embedding ------------------------------------------------------------------------------- */
+
+static int uring_embed(AioContext *ctx)
+{
+    struct uring_mon *m = ctx->mon_state;
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), ret;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    ret = embed_add(ctx, fd, EPOLLIN | EPOLLET); /* an edge a signal: it is never read */
+    if (ret == 0) {
+        ret = embed_add(ctx, ctx->wake_fd, EPOLLIN | EPOLLET);
+    }
+    if (ret == 0) {
+        ret = io_uring_register_eventfd(&m->ring, fd);
+    }
+    if (ret < 0) {
+        close(fd);
+        return ret;
+    }
+    m->event_fd = fd;
+    return 0;
+}
+
+static int64_t uring_prepare(AioContext *ctx)
+{
+    struct uring_mon *m = ctx->mon_state;
+    int64_t until = embed_watch_rest(ctx);
+    unsigned kflags;
+
+    uring_wait(ctx, WAIT_NOT);
+    if (ctx->done) {
+        return WAIT_NOT;
+    }
+    embed_take_edges(ctx);
+    /* What an edge was about came before it. */
+    kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
+    if ((kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || io_uring_cq_ready(&m->ring) ||
+        flush_sq(&m->ring.sq)) {
+        return WAIT_NOT;
+    }
+    return until;
 }
 
 /* ---- Operations ------------------------------------------------------------------------------ */
@@ -489,6 +543,9 @@ static void uring_close(AioContext *ctx)
 
     stop_wake_poll(ctx, m);
     ctx->mon_state = NULL;
+    if (m->event_fd >= 0) {
+        close(m->event_fd);
+    }
     if (m->inflight > 0) {
         return; /* the kernel may still write to memory of theirs: leave the ring and m be */
     }
@@ -504,6 +561,8 @@ const FDMonOps fdmon_io_uring = {
     .watch = uring_watch,
     .unwatch = uring_unwatch,
     .rewatch = uring_rewatch,
+    .embed = uring_embed,
+    .prepare = uring_prepare,
     .add_sqe = uring_add_sqe,
     .cancel_sqe = uring_cancel_sqe,
     .cancel_all = uring_cancel_all,

@@ -86,7 +86,7 @@ static struct wait_plan begin_wait(AioContext *ctx, int64_t limit)
     return look(ctx, limit);
 }
 
-static void count_wakeup(AioContext *ctx, int ret, bool notified)
+void wait_count_wakeup(AioContext *ctx, int ret, bool notified)
 {
     AioContextStats *st = &ctx->stats;
 
@@ -145,7 +145,7 @@ void wait_for_events(AioContext *ctx, int64_t limit)
     }
     notified = wake_end_sleep(ctx);
     if (plan.sleep_until != WAIT_NOT) {
-        count_wakeup(ctx, ret, notified);
+        wait_count_wakeup(ctx, ret, notified);
     }
     if (plan.poll_until != WAIT_NOT && !notified && !ctx->done && ret == 0) {
         poll_until(ctx, &plan);

@@ -156,3 +156,42 @@ TEST(Examples, MainLoopReadsAnImage)
     EXPECT_EQ(r.status, 1);
     EXPECT_NE(r.output.find("/nonexistent/file"), std::string::npos) << r.output;
 }
+
+static void RunEmbedded(const std::string &name, const std::string &input,
+                        const std::string &expected)
+{
+    for (const char *monitor : { "", "epoll", "ppoll" }) {
+        CommandResult r =
+            RunCommand(input + "AIOCTX_FDMON=" + monitor + " timeout 60 " + kExamples + name);
+        EXPECT_EQ(r.status, 0) << name << " " << monitor << "\n" << r.output;
+        EXPECT_EQ(r.output, expected) << monitor;
+    }
+    ScratchDir scratch;
+    WriteFile(scratch / "image", std::string(10000, 'x'));
+    CommandResult r =
+        RunCommand(input + "timeout 60 " + kExamples + name + " " + scratch / "image");
+    EXPECT_EQ(r.status, 0) << name << "\n" << r.output;
+    EXPECT_EQ(r.output, expected);
+    EXPECT_EQ(RunCommand(kExamples + name + " /nonexistent/file").status, 1);
+}
+
+TEST(Examples, EmbedPollRunsAContextBesideItsInput)
+{
+    RunEmbedded("embed_poll", "echo one | ", "one\nticks 5, words 3, reads 32, errors 0\n");
+}
+
+TEST(Examples, EmbedLibuvRunsAContextBesideALibuvTimer)
+{
+#ifndef HAVE_LIBUV
+    GTEST_SKIP() << "no libuv here";
+#endif
+    RunEmbedded("embed_libuv", "", "ticks 5, words 3, reads 32, errors 0, libuv ticks 3\n");
+}
+
+TEST(Examples, EmbedGlibRunsAContextBesideAGlibTimeout)
+{
+#ifndef HAVE_GLIB
+    GTEST_SKIP() << "no GLib here";
+#endif
+    RunEmbedded("embed_glib", "", "ticks 5, words 3, reads 32, errors 0, GLib ticks 3\n");
+}

@@ -74,9 +74,13 @@ protected:
         ASSERT_EQ(installed_.status, 0) << installed_.output;
     }
 
+    static std::string PkgConfigOf(const std::string &module, const std::string &args)
+    {
+        return "PKG_CONFIG_PATH=" + prefix_ + "/lib/pkgconfig pkg-config " + args + " " + module;
+    }
     static std::string PkgConfig(const std::string &args)
     {
-        return "PKG_CONFIG_PATH=" + prefix_ + "/lib/pkgconfig pkg-config " + args + " aioctx";
+        return PkgConfigOf("aioctx", args);
     }
     /* Builds kProgram with @compiler and what pkg-config prints for @args, and runs it. */
     static void BuildAndRun(const std::string &compiler, const std::string &suffix,
@@ -138,7 +142,7 @@ TEST_F(Install, HeadersArePublicOnesOnly)
         EXPECT_TRUE(fs::exists(prefix_ + "/include/aioctx/" + name)) << name;
         public_headers++;
     }
-    for (const auto &entry : fs::recursive_directory_iterator(prefix_ + "/include")) {
+    for (const auto &entry : fs::recursive_directory_iterator(prefix_ + "/include/aioctx")) {
         installed += entry.is_regular_file();
     }
     EXPECT_EQ(installed, public_headers);
@@ -152,4 +156,27 @@ TEST_F(Install, ToolsStart)
         EXPECT_EQ(r.status, 0) << r.output;
         EXPECT_NE(r.output.find(tool), std::string::npos) << r.output;
     }
+}
+
+/* libaioctx-glib is there where GLib is; libaioctx itself never needs it. */
+TEST_F(Install, GlibModuleBuildsWithPkgConfigAlone)
+{
+    CommandResult r = RunCommand("readelf -d " + prefix_ + "/lib/libaioctx.so");
+    ASSERT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output.find("glib"), std::string::npos) << r.output;
+    EXPECT_EQ(RunCommand(PkgConfig("--print-requires")).output.find("glib"), std::string::npos);
+#ifndef HAVE_GLIB
+    GTEST_SKIP() << "no GLib here";
+#endif
+    std::string example = TEST_SOURCE_DIR "/examples/embed_glib.c", program = *scratch_ / "glib";
+    r = RunCommand("flags=$(" + PkgConfigOf("aioctx-glib", "--cflags --libs") +
+                   ") && " TEST_CC " -D_GNU_SOURCE -Wall -Werror -o " + program + " " + example +
+                   " $flags");
+    ASSERT_EQ(r.status, 0) << r.output;
+    r = RunCommand("LD_LIBRARY_PATH=" + prefix_ + "/lib timeout 60 " + program);
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_EQ(r.output, "ticks 5, words 3, reads 32, errors 0, GLib ticks 3\n");
+    r = RunCommand("nm -D --defined-only " + prefix_ + "/lib/libaioctx-glib.so");
+    EXPECT_NE(r.output.find(" T aio_get_g_source@@AIOCTX_GLIB_0\n"), std::string::npos) << r.output;
+    EXPECT_EQ(r.output.find(" T "), r.output.rfind(" T ")) << r.output;
 }

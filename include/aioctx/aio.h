@@ -18,6 +18,8 @@
  *   aio_context_ref, _get_stats,
  *   aio_context_set_precise              any                       no
  *   aio_context_unref                    any; see there            the last one: for operations
+ *   aio_context_get_fd, _prepare,
+ *   aio_context_dispatch                 home                      no
  *   iothread_new                         any                       for the thread, briefly
  *   iothread_get_stats                   any                       no
  *   iothread_destroy, iothread_join      any but the thread itself yes
@@ -130,6 +132,65 @@ void aio_notify(AioContext *ctx);
  * limit; a notify that is pending is not looked at.  Precise mode's polling counts as waiting.
  * Thread: home, as aio_poll(). */
 int64_t aio_compute_timeout(AioContext *ctx);
+
+/* ---- Embedding ------------------------------------------------------------------------------- */
+
+/*
+ * A program that has an event loop of its own, the host, waits for a context as for one fd:
+ *
+ *   int fd = aio_context_get_fd(ctx);             once; below zero: -errno
+ *   for (;;) {
+ *       bool now = aio_context_prepare(ctx);      last before each wait
+ *       poll(fds, n, now ? 0 : -1);               fd for POLLIN, beside the host's own
+ *       if (now || is_readable(fd)) {
+ *           aio_context_dispatch(ctx);
+ *       }
+ *   }
+ *
+ * No timeout is needed: timers, fds, bottom halves, completions and notifies of other threads all
+ * make the fd readable; when nothing is to be done it is not.  aio_poll() may come in between
+ * anywhere, also below a callback that aio_context_dispatch() calls.  docs/embedding.md has more.
+ */
+
+/*
+ * The one fd to wait for, with poll(2) or whatever else is level-triggered (epoll(7) without
+ * EPOLLET).  The first call makes it.
+ * Returns the fd; -EMFILE, -ENFILE, -ENOMEM; else -errno of what the kernel denies:
+ * epoll_create1(2), epoll_ctl(2), timerfd_create(2), timerfd_settime(2), eventfd(2),
+ * io_uring_register(2).  After an error the context is as before.
+ * Thread: home, as aio_poll(); does not block.
+ * Lifetime: the context's, until it ends; take it out of the host's set before the last
+ * aio_context_unref().  Neither read, written nor closed by the caller.
+ * Source: io_uring_register_eventfd(3), epoll(7), timerfd_create(2).
+ */
+int aio_context_get_fd(AioContext *ctx);
+
+/*
+ * Says that the host is about to wait: submits what is queued, and sees to it that from now on
+ * whatever is to be done makes the fd readable.  What the calling thread itself asks for afterwards
+ * (a timer, an fd handler, an operation) needs another call before the wait; what other threads and
+ * signal handlers ask for does not.  Without a wait, or with one that the fd did not end, nothing
+ * else has to follow; it may be called again.
+ * Returns true when something is to be done already, or a notify has come since the last
+ * aio_context_dispatch() or blocking aio_poll(): then do not wait, and dispatch.
+ * Aborts when there was no aio_context_get_fd().
+ * Thread: home, as aio_poll(); neither blocks nor calls back.
+ * Ordering: as a blocking aio_poll(): no aio_notify() that is made after the return is without
+ * effect on the fd.
+ */
+bool aio_context_prepare(AioContext *ctx);
+
+/*
+ * Runs one iteration, as aio_poll(ctx, false), and takes the notifies that have come.  Precise mode
+ * and busy polling have no effect here: the wait is the host's.  It may be called when the fd is
+ * not readable.
+ * Returns true when something was done.
+ * Aborts when there was no aio_context_get_fd().
+ * Thread: home; otherwise as aio_poll(), also below a callback.
+ * Ordering: what was written before a notify that the fd, or aio_context_prepare(), has told of is
+ * visible to the callbacks, and after the return.
+ */
+bool aio_context_dispatch(AioContext *ctx);
 
 /* ---- Timers on a context --------------------------------------------------------------------- */
 
@@ -299,7 +360,7 @@ int aio_cancel_sqe(CqeHandler *handler);
 
 typedef struct AioContextStats {
     uint64_t iterations;      /* of aio_poll() */
-    uint64_t sleeps;          /* waits in the kernel that could block */
+    uint64_t sleeps;          /* waits in the kernel that could block, or of the host */
     uint64_t syscalls;        /* made by the home thread's loop and its monitor */
     uint64_t wakeups_notify;  /* sleeps that a notify ended */
     uint64_t wakeups_timeout; /* the other sleeps: a deadline, as a rule */

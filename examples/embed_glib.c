@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A context inside GLib's main loop: a periodic timer, an fd and block requests run on the context,
+ * beside a timeout of GLib's.  Ends by itself; the exit status says whether everything came.
+ * usage: embed_glib [IMAGE]
+ */
+#include <aioctx-glib.h>
+#include <aioctx/aioctx.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TICKS = 5, WORDS = 3, READS = 32, HOST_TICKS = 3, DEPTH = 4, SIZE = 512 };
+
+struct app;
+
+struct slot { /* one request at a time */
+    struct app *app;
+    QEMUIOVector qiov;
+    unsigned char buf[SIZE];
+};
+
+struct app {
+    AioContext *ctx;
+    BlockBackend *blk;
+    QEMUTimer *tick;
+    int64_t next_ns;
+    int pipe[2];
+    struct slot slots[DEPTH];
+    int ticks, words, submitted, reads, errors, host_ticks;
+};
+
+/* Each tick sends a word through the pipe. */
+static void on_tick(void *opaque)
+{
+    struct app *app = opaque;
+
+    app->ticks++;
+    if (app->ticks <= WORDS && write(app->pipe[1], "word", 4) != 4) {
+        app->errors++;
+    }
+    if (app->ticks < TICKS) {
+        app->next_ns += 2 * SCALE_MS;
+        timer_mod_ns(app->tick, app->next_ns);
+    }
+}
+
+static void on_word(void *opaque)
+{
+    struct app *app = opaque;
+    char word[4];
+
+    if (read(app->pipe[0], word, sizeof(word)) == sizeof(word)) {
+        app->words++;
+    }
+}
+
+static void on_read(void *opaque, int ret);
+
+static void submit(struct slot *slot)
+{
+    struct app *app = slot->app;
+
+    app->submitted++;
+    if (!blk_aio_preadv(app->blk, 0, &slot->qiov, 0, on_read, slot)) {
+        app->errors++;
+    }
+}
+
+static void on_read(void *opaque, int ret)
+{
+    struct slot *slot = opaque;
+    struct app *app = slot->app;
+
+    app->reads++;
+    app->errors += ret < 0;
+    if (app->submitted < READS) {
+        submit(slot);
+    }
+}
+
+static int start(struct app *app)
+{
+    if (pipe2(app->pipe, O_CLOEXEC | O_NONBLOCK) < 0) {
+        return -errno;
+    }
+    app->tick = aio_timer_new(app->ctx, QEMU_CLOCK_REALTIME, SCALE_NS, on_tick, app);
+    if (!app->tick) {
+        return -ENOMEM;
+    }
+    app->next_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 2 * SCALE_MS;
+    timer_mod_ns(app->tick, app->next_ns);
+    for (int i = 0; i < DEPTH; i++) {
+        struct slot *slot = &app->slots[i];
+
+        slot->app = app;
+        qemu_iovec_init_buf(&slot->qiov, slot->buf, SIZE);
+        submit(slot);
+    }
+    return aio_set_fd_handler(app->ctx, app->pipe[0], on_word, NULL, NULL, NULL, app);
+}
+
+static bool is_done(const struct app *app)
+{
+    return app->ticks == TICKS && app->words == WORDS && app->reads == READS;
+}
+
+static gboolean on_host_tick(gpointer opaque)
+{
+    struct app *app = opaque;
+
+    return ++app->host_ticks < HOST_TICKS ? G_SOURCE_CONTINUE : G_SOURCE_REMOVE;
+}
+
+static int run(struct app *app)
+{
+    GSource *source = aio_get_g_source(app->ctx);
+
+    if (!source) {
+        return -errno;
+    }
+    g_source_attach(source, NULL);
+    g_timeout_add(3, on_host_tick, app);
+    while (!is_done(app) || app->host_ticks < HOST_TICKS) {
+        g_main_context_iteration(NULL, TRUE);
+    }
+    g_source_destroy(source);
+    g_source_unref(source);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct app app;
+    char *why = NULL;
+    int ret;
+
+    app.ctx = aio_context_new(NULL);
+    app.blk = blk_open(argc > 1 ? argv[1] : "null:?size=1M&latency-ns=200000", &why);
+    if (!app.ctx || !app.blk) {
+        fprintf(stderr, "embed_glib: %s\n", why ? why : strerror(errno));
+        return 1;
+    }
+    qemu_set_current_aio_context(app.ctx); /* where requests are submitted */
+    ret = start(&app);
+    if (ret == 0) {
+        ret = run(&app);
+    }
+    if (ret < 0) {
+        fprintf(stderr, "embed_glib: %s\n", strerror(-ret));
+    }
+    printf("ticks %d, words %d, reads %d, errors %d, GLib ticks %d\n", app.ticks, app.words,
+           app.reads, app.errors, app.host_ticks);
+    timer_free(app.tick);
+    blk_unref(app.blk);
+    aio_context_unref(app.ctx);
+    close(app.pipe[0]);
+    close(app.pipe[1]);
+    return ret == 0 && app.errors == 0 ? 0 : 1;
+}
