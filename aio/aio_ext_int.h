@@ -31,6 +31,10 @@ bool aio_context_del_close_hook(AioContext *ctx, AioCloseHook *hook);
 /* aio_cancel_sqe() on a context of the calling thread that need not be its current one. */
 int aio_context_cancel_sqe(AioContext *ctx, CqeHandler *handler);
 
+/* Calls a block request's callback on @ctx's home thread, where this_thread.observed is not 0. */
+void aio_context_call_observed(AioContext *ctx, void (*cb)(void *opaque, int ret), void *opaque,
+                               int ret);
+
 /* Whether aio_add_sqe() works on @ctx.  Thread: any. */
 bool aio_context_has_ring(AioContext *ctx);
 

@@ -35,7 +35,10 @@
 #define AIO_AIO_INT_H
 
 #include "aio/aio_ext_int.h"
+#include "aio/observe_int.h"
+#include "aio/stats_file_int.h"
 #include "rcu/atomic_int.h"
+#include "rcu/probe_int.h"
 #include "rcu/util_int.h"
 
 #include <aioctx/aio.h>
@@ -103,15 +106,18 @@ struct AioContext {
     uint64_t wake __attribute__((aligned(64))); /* atomic, see above */
     QEMUBH *bh_stack;                           /* atomic: pushed by anyone, taken whole by home */
     struct fd_request *fd_requests;             /* atomic: likewise */
-    uint64_t notifies_sent;                     /* atomic */
     unsigned refs;                              /* atomic */
     int64_t precise_ns;                         /* atomic: the lead of precise mode; 0: off */
+    int64_t notified_ns;                        /* atomic, see observe_int.h */
 
     /* Fixed from aio_context_new() on. */
     const FDMonOps *mon __attribute__((aligned(64)));
     int wake_fd;  /* eventfd, blocking: read only when it is readable */
     bool is_main; /* the main loop's: the lists of tlg are main_loop_tlg's */
     QEMUTimerListGroup tlg;
+    AioStatsSlot *slot;     /* the counters, in the process's file or by themselves */
+    AioContextStats *stats; /* &slot->stats: home thread writes, others read */
+    unsigned observing;     /* atomic: OBSERVE_*; written under `lock`; 0: nothing is measured */
 
     /* Under `lock`. */
     pthread_mutex_t lock;
@@ -137,8 +143,8 @@ struct AioContext {
     uint64_t inflight_other;  /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
     struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
-    AioContextStats stats;
     struct embed *embed; /* a host's, see embed.c; NULL: nobody asked for the fd */
+    struct observer observer;
 
     AioRcuHead rcu;
 };
@@ -228,6 +234,31 @@ static inline bool handlers_have_requests(AioContext *ctx)
 {
     return ld_seq(&ctx->fd_requests) || ctx->fd_taken.first || ctx->fd_told.first;
 }
+
+/* Around a callback: see observe_int.h.  @observed: is_observed(), which a batch asks once. */
+static inline bool is_observed(const AioContext *ctx)
+{
+    return unlikely(ld_relaxed(&ctx->observing));
+}
+
+static inline void observe_begin(AioContext *ctx, bool observed, struct observe_call *call,
+                                 enum observe_kind kind, const void *func, int fd)
+{
+    call->on = false;
+    if (unlikely(observed)) {
+        observe_call_begin(ctx, call, kind, func, fd, NULL);
+    }
+}
+
+static inline void observe_end(AioContext *ctx, struct observe_call *call)
+{
+    if (unlikely(call->on)) {
+        observe_call_end(ctx, call);
+    }
+}
+
+/* A callback's address as an object's; C has no conversion but by way of an integer. */
+#define func_address(func) ((const void *)(uintptr_t)(func))
 
 /* ---- Between the files of this folder -------------------------------------------------------- */
 

@@ -193,7 +193,8 @@ static QEMUBH *pop_first(AioContext *ctx)
 
 static bool run_fifo(AioContext *ctx)
 {
-    bool progress = false;
+    bool progress = false, observed = is_observed(ctx);
+    struct observe_call call;
     QEMUBH *bh;
 
     while ((bh = pop_first(ctx))) {
@@ -206,11 +207,14 @@ static bool run_fifo(AioContext *ctx)
             free(bh);
         }
         if ((old & (BH_DELETED | BH_SCHEDULED)) == BH_SCHEDULED) {
-            count_own(&ctx->stats.bhs, 1);
+            count_own(&ctx->stats->bhs, 1);
             progress |= !(old & BH_IDLE);
+            probe3(bh_run, ctx, cb, opaque);
+            observe_begin(ctx, observed, &call, OBSERVE_BH, func_address(cb), -1);
             this_thread.callbacks++;
             cb(opaque);
             this_thread.callbacks--;
+            observe_end(ctx, &call);
         }
     }
     return progress;

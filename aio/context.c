@@ -11,7 +11,6 @@
 #include "aio/aio_int.h"
 #include "aio/embed_int.h"
 #include "aio/home_int.h"
-#include "aio/wake_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/timers_ext_int.h"
 
@@ -152,6 +151,15 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
         return -EINVAL;
     }
     ctx->precise_ns = opts->precise_ns;
+    ret = stats_file_check_environment();
+    if (ret < 0) {
+        return ret;
+    }
+    ctx->slot = stats_slot_new();
+    if (!ctx->slot) {
+        return -ENOMEM;
+    }
+    ctx->stats = &ctx->slot->stats;
     ctx->wake_fd = make_wake_fd();
     if (ctx->wake_fd < 0) {
         return -errno;
@@ -160,12 +168,18 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
     if (ret < 0) {
         goto close_fd;
     }
-    ret = init_monitor(ctx, opts);
+    ret = observe_init(ctx, opts);
     if (ret < 0) {
         goto free_timers;
     }
+    ret = init_monitor(ctx, opts);
+    if (ret < 0) {
+        goto stop_observing;
+    }
     return 0;
 
+stop_observing:
+    observe_close(ctx);
 free_timers:
     deinit_timers(ctx);
 close_fd:
@@ -181,6 +195,7 @@ static void free_context(AioRcuHead *head)
     if (ctx->wake_fd >= 0) {
         close(ctx->wake_fd);
     }
+    stats_slot_free(ctx->slot);
     pthread_mutex_destroy(&ctx->lock);
     free(ctx);
 }
@@ -197,6 +212,7 @@ AioContext *context_new(const AioContextOptions *opts, bool is_main)
     }
     memset(ctx, 0, sizeof(*ctx));
     ctx->refs = 1;
+    ctx->wake_fd = -1;
     ctx->is_main = is_main;
     ctx->done_tail = &ctx->done;
     pthread_mutex_init(&ctx->lock, NULL);
@@ -207,6 +223,7 @@ AioContext *context_new(const AioContextOptions *opts, bool is_main)
         errno = -ret;
         return NULL;
     }
+    observe_publish(ctx);
     return ctx;
 }
 
@@ -249,15 +266,23 @@ static CqeHandler *pop_done(AioContext *ctx)
     return handler;
 }
 
+/* A handler's completion names its own callbacks, in handlers.c. */
 static void dispatch_one(AioContext *ctx, CqeHandler *handler)
 {
+    struct observe_call call;
+
+    call.on = false;
     if (op_is_users(handler)) {
         ctx->inflight_ops--;
         ctx->inflight_by_op[(handler->reserved - 1) & 63]--;
+        probe3(op_complete, ctx, handler, handler->res);
+        observe_begin(ctx, is_observed(ctx), &call, OBSERVE_COMPLETION, func_address(handler->cb),
+                      -1);
     }
     this_thread.callbacks++;
     handler->cb(handler);
     this_thread.callbacks--;
+    observe_end(ctx, &call);
 }
 
 /* ---- Closing a context ----------------------------------------------------------------------- */
@@ -430,6 +455,8 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
     for (CqeHandler *left; (left = pop_done(ctx));) { /* of handlers just removed: frees them */
         dispatch_one(ctx, left);
     }
+    observe_close(ctx);
+    st_relaxed(&ctx->slot->state, AIO_STATS_ENDED);
     ctx->shut = true;
     embed_close(ctx);
     ctx->mon->close(ctx);
@@ -502,22 +529,35 @@ static bool dispatch_done(AioContext *ctx)
 bool context_iterate(AioContext *ctx, int64_t limit_ns)
 {
     struct home_before before = home_begin_iteration(ctx);
+    struct observe_turn turn;
     bool progress;
 
     ctx->depth++;
-    count_own(&ctx->stats.iterations, 1);
+    turn.on = false;
+    probe2(loop_begin, ctx, ctx->depth);
+    if (is_observed(ctx)) {
+        observe_turn_begin(ctx, &turn);
+    }
+    count_own(&ctx->stats->iterations, 1);
     if (likely(limit_ns != WAIT_WAS_HOSTS)) {
         wait_for_events(ctx, limit_ns);
     } else {
         embed_end_wait(ctx);
     }
+    if (unlikely(turn.on)) {
+        observe_turn_awake(ctx, &turn);
+    }
     progress = handlers_have_requests(ctx) && handlers_apply_requests(ctx);
     progress |= bh_is_any(ctx) && bh_poll(ctx);
     progress |= dispatch_done(ctx);
     if (timerlistgroup_run_timers(&ctx->tlg)) {
-        count_own(&ctx->stats.timers, 1);
+        count_own(&ctx->stats->timers, 1);
         progress = true;
     }
+    if (unlikely(turn.on)) {
+        observe_turn_end(ctx, &turn);
+    }
+    probe2(loop_end, ctx, progress);
     ctx->depth--;
     home_end_iteration(before);
     return progress;
@@ -611,20 +651,4 @@ void aio_timer_init_with_attrs(AioContext *ctx, QEMUTimer *ts, QEMUClockType typ
                                int attributes, QEMUTimerCB *cb, void *opaque)
 {
     timer_init_full(ts, &ctx->tlg, type, scale, attributes, cb, opaque);
-}
-
-/* ---- Statistics ------------------------------------------------------------------------------ */
-
-void aio_context_get_stats(AioContext *ctx, AioContextStats *ret_stats)
-{
-    AioContextStats out = { 0 };
-    const uint64_t *from = (const uint64_t *)&ctx->stats;
-    uint64_t *to = (uint64_t *)&out;
-
-    for (size_t i = 0; i < sizeof(out) / sizeof(*to); i++) {
-        to[i] = ld_relaxed(&from[i]);
-    }
-    out.notifies_sent = ld_seq(&ctx->notifies_sent); /* first: each was counted before it */
-    out.notifies = wake_count_notifies(ctx);
-    *ret_stats = out;
 }

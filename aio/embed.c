@@ -87,14 +87,14 @@ int embed_add(AioContext *ctx, int fd, uint32_t events)
 {
     struct epoll_event ev = { .events = events, .data.fd = fd };
 
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     return epoll_ctl(ctx->embed->set, EPOLL_CTL_ADD, fd, &ev) < 0 ? -errno : 0;
 }
 
 /* Grows with all that may signal without leaving work behind. */
 static uint64_t done_now(const AioContext *ctx)
 {
-    return ctx->stats.iterations + ctx->stats.syscalls;
+    return ctx->stats->iterations + ctx->stats->syscalls;
 }
 
 bool embed_take_edges(AioContext *ctx)
@@ -107,7 +107,7 @@ bool embed_take_edges(AioContext *ctx)
     if (e->done_then == done_now(ctx)) {
         return false;
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     n = epoll_wait(e->set, events, 4, 0);
     for (int i = 0; i < n; i++) {
         wake |= events[i].data.fd == ctx->wake_fd;
@@ -238,7 +238,7 @@ static int watch_eventfd(AioContext *ctx, const AioHandler *h)
             return ret;
         }
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     if (epoll_ctl(e->eventfds, EPOLL_CTL_MOD, h->fd, &ev) == 0 ||
         (errno == ENOENT && epoll_ctl(e->eventfds, EPOLL_CTL_ADD, h->fd, &ev) == 0)) {
         return 0;
@@ -279,7 +279,7 @@ void embed_unwatch(AioContext *ctx, const AioHandler *h)
     if (!e || e->eventfds < 0 || !may_be_eventfd(h->fd)) {
         return;
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     if (epoll_ctl(e->eventfds, EPOLL_CTL_DEL, h->fd, &(struct epoll_event){ 0 }) < 0 &&
         errno != EPERM) {
         e->incomplete = true; /* it may have been closed before, and be in the set for ever */
@@ -351,7 +351,7 @@ static void set_timer(AioContext *ctx, struct embed *e, int64_t deadline_ns)
         its.it_value.tv_sec = (time_t)(deadline_ns / 1000000000);
         its.it_value.tv_nsec = (long)(deadline_ns % 1000000000);
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     e->done_then++; /* it leaves no edge */
     if (timerfd_settime(e->timer, TFD_TIMER_ABSTIME, &its, NULL) < 0) {
         die_misuse("aio_context_prepare",

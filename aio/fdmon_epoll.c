@@ -189,7 +189,7 @@ static int control(AioContext *ctx, int op, const AioHandler *h)
     const struct epoll_mon *m = ctx->mon_state;
     struct epoll_event ev = { .events = h->events, .data.u64 = data_of(h) };
 
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     return epoll_ctl(m->epoll, op, h->fd, &ev) < 0 ? -errno : 0;
 }
 
@@ -258,7 +258,7 @@ static void look_at(AioContext *ctx, AioHandler *h)
 {
     struct pollfd now = { .fd = h->fd, .events = (short)h->events };
 
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     if (poll(&now, 1, 0) > 0) {
         complete(ctx, h, now.revents);
     }
@@ -306,7 +306,7 @@ static void set_timer(AioContext *ctx, struct epoll_mon *m, int64_t deadline_ns)
         its.it_value.tv_sec = (time_t)(deadline_ns / 1000000000);
         its.it_value.tv_nsec = (long)(deadline_ns % 1000000000);
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     if (timerfd_settime(m->timer, TFD_TIMER_ABSTIME, &its, NULL) < 0) {
         die_misuse("aio_poll",
                    "timerfd_settime: error %d; was the timerfd closed, or the call denied?", errno);
@@ -337,7 +337,7 @@ static int wait_for(AioContext *ctx, struct epoll_mon *m, int64_t deadline_ns)
     int64_t timeout = deadline_ns == WAIT_NOT ? 0 : set_deadline(ctx, m, deadline_ns);
     int n;
 
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     n = timeout > 0 ? wait_short(m, timeout)
                     : epoll_wait(m->epoll, m->events, EVENTS, (int)timeout);
     if (n < 0 && errno != EINTR) {

@@ -263,7 +263,7 @@ static void reap(AioContext *ctx, struct uring_mon *m)
     }
     if (n) {
         io_uring_cq_advance(&m->ring, n);
-        count_own(&ctx->stats.cqes, n);
+        count_own(&ctx->stats->cqes, n);
     }
 }
 
@@ -279,9 +279,9 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
     int ret;
 
     if (io_uring_smp_load_acquire(m->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) {
-        count_own(&ctx->stats.cq_overflows, 1);
+        count_own(&ctx->stats->cq_overflows, 1);
     }
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     ret = io_uring_enter2(m->ring.enter_ring_fd, flush_sq(&m->ring.sq), want, flags,
                           (sigset_t *)&arg, sizeof(arg));
     switch (ret) {
@@ -311,12 +311,12 @@ static struct io_uring_sqe *get_sqe(AioContext *ctx, struct uring_mon *m)
     struct io_uring_sqe *sqe = io_uring_get_sqe(&m->ring);
 
     while (unlikely(!sqe)) {
-        count_own(&ctx->stats.sq_full, 1);
+        count_own(&ctx->stats->sq_full, 1);
         enter(ctx, m, 0, NULL);
         reap(ctx, m);
         sqe = io_uring_get_sqe(&m->ring);
     }
-    count_own(&ctx->stats.sqes, 1);
+    count_own(&ctx->stats->sqes, 1);
     return sqe;
 }
 

@@ -145,12 +145,12 @@ static int wait_for(AioContext *ctx, struct ppoll_mon *m, int64_t deadline_ns)
     int ready;
 
     ready = qemu_poll_ns(m->fds, m->used, timeout_of(deadline_ns));
-    count_own(&ctx->stats.syscalls, 1);
+    count_own(&ctx->stats->syscalls, 1);
     if (ready < 0) {
         return -errno;
     }
     if (m->fds[0].revents && ready-- > 0) {
-        count_own(&ctx->stats.syscalls, 1);
+        count_own(&ctx->stats->syscalls, 1);
         if (read(ctx->wake_fd, &value, sizeof(value)) < 0) {
             return -errno;
         }
@@ -228,10 +228,10 @@ static int ppoll_embed(AioContext *ctx)
 static bool set_is_stale(AioContext *ctx, struct ppoll_mon *m)
 {
     bool for_nothing =
-        m->seen_iterations != ctx->stats.iterations && m->seen_fd_events == ctx->stats.fd_events;
+        m->seen_iterations != ctx->stats->iterations && m->seen_fd_events == ctx->stats->fd_events;
 
-    m->seen_iterations = ctx->stats.iterations;
-    m->seen_fd_events = ctx->stats.fd_events;
+    m->seen_iterations = ctx->stats->iterations;
+    m->seen_fd_events = ctx->stats->fd_events;
     return for_nothing && poll_set_is_ready(&m->set);
 }
 

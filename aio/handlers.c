@@ -104,13 +104,19 @@ static void free_unless_used(AioHandler *h)
     }
 }
 
-static void call_handler(AioHandler *h, IOHandler *func)
+static void call_handler(AioHandler *h, IOHandler *func, enum observe_kind kind)
 {
+    AioContext *ctx = h->ctx;
+    struct observe_call call;
+
+    count_own(&ctx->stats->fd_events, 1);
+    observe_begin(ctx, is_observed(ctx), &call, kind, func_address(func), h->fd);
     if (h->notifier) {
         ((EventNotifierHandler *)(void *)func)(h->notifier);
     } else {
         func(h->opaque);
     }
+    observe_end(ctx, &call);
 }
 
 /* The fd is not open, or cannot be polled: watching it again would end at once for ever. */
@@ -122,13 +128,12 @@ static bool is_beyond_watching(const CqeHandler *ready)
 
 static void call_handlers(AioContext *ctx, AioHandler *h, uint32_t revents)
 {
+    probe3(fd_dispatch, ctx, h->fd, revents);
     if (h->io_read && (revents & (POLLIN | POLLHUP | POLLERR | POLLRDHUP | POLLPRI))) {
-        count_own(&ctx->stats.fd_events, 1);
-        call_handler(h, h->io_read);
+        call_handler(h, h->io_read, OBSERVE_FD_READ);
     }
     if (!h->removed && h->io_write && (revents & (POLLOUT | POLLHUP | POLLERR))) {
-        count_own(&ctx->stats.fd_events, 1);
-        call_handler(h, h->io_write);
+        call_handler(h, h->io_write, OBSERVE_FD_WRITE);
     }
 }
 
@@ -277,14 +282,18 @@ static void apply_requests(AioContext *ctx)
 
 static bool tell(AioContext *ctx)
 {
+    struct observe_call call;
     struct fd_request *req;
     bool told = false;
 
     while ((req = pop(&ctx->fd_told))) {
         told = true;
+        observe_begin(ctx, is_observed(ctx), &call, OBSERVE_FD_REMOVAL, func_address(req->done),
+                      req->fd);
         this_thread.callbacks++;
         req->done(req->done_opaque);
         this_thread.callbacks--;
+        observe_end(ctx, &call);
         free(req);
     }
     return told;

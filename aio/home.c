@@ -13,6 +13,8 @@
 #include "aio/aio_int.h"
 #include "rcu/rcu_int.h"
 
+#include <unistd.h>
+
 static __thread struct home_thread self __attribute__((tls_model("initial-exec")));
 static pthread_key_t exit_key;
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
@@ -54,6 +56,7 @@ static void thread_exits(void *unused)
         return; /* they are the parent's */
     }
     while ((ctx = self.contexts)) {
+        observe_forget(ctx);
         ctx->depth = 0; /* a cancelled thread has left its callbacks, or its sleep, for good */
         if (!ctx->shut) {
             self.current = ctx;
@@ -83,6 +86,8 @@ static void bind(AioContext *ctx, const char *call)
     }
     st_release(&ctx->home, &self);
     pthread_mutex_unlock(&ctx->lock);
+    st_relaxed(&ctx->slot->tid, (int)gettid());
+    st_relaxed(&ctx->slot->state, AIO_STATS_HOME);
     ctx->next_of_home = self.contexts;
     self.contexts = ctx;
     if (pthread_setspecific(exit_key, &self) != 0) {

@@ -294,6 +294,7 @@ static void call_notifiers(struct wait *w)
 {
     bool ask = w->poll.state == MAIN_LOOP_POLL_FILL;
     struct walk walk = { .next = ml.first, .outer = ml.walks };
+    struct observe_call call;
     MainLoopPollNotifier *n;
 
     ml.walks = &walk;
@@ -305,9 +306,12 @@ static void call_notifiers(struct wait *w)
             continue;
         }
         n->cycle = w->cycle;
+        observe_begin(ml.ctx, is_observed(ml.ctx), &call, OBSERVE_POLL_NOTIFIER,
+                      func_address(n->notify), -1);
         this_thread.callbacks++;
         n->notify(n, &w->poll);
         this_thread.callbacks--;
+        observe_end(ml.ctx, &call);
         w->poll.timeout_ns = qemu_soonest_timeout(before, w->poll.timeout_ns);
     }
     ml.walks = walk.outer;

@@ -290,10 +290,14 @@ static void aiocb_done(PoolWork *work, int ret)
 {
     ThreadPoolAIOCB *acb = container_of(work, ThreadPoolAIOCB, work);
     struct pool_queue *pq = work->pq;
+    struct observe_call call;
 
     *(acb->prev ? &acb->prev->next : &pq->first) = acb->next;
     *(acb->next ? &acb->next->prev : &pq->last) = acb->prev;
+    observe_begin(pq->ctx, is_observed(pq->ctx), &call, OBSERVE_COMPLETION, func_address(acb->cb),
+                  -1);
     acb->cb(acb->opaque, ret);
+    observe_end(pq->ctx, &call);
     aio_context_count_inflight(pq->ctx, -1);
     free(acb);
 }

@@ -88,14 +88,15 @@ static struct wait_plan begin_wait(AioContext *ctx, int64_t limit)
 
 void wait_count_wakeup(AioContext *ctx, int ret, bool notified)
 {
-    AioContextStats *st = &ctx->stats;
+    AioContextStats *st = ctx->stats;
+    uint64_t *cause = notified        ? &st->wakeups_notify
+                      : ctx->done     ? &st->wakeups_event
+                      : ret == -EINTR ? &st->wakeups_signal
+                                      : &st->wakeups_timeout;
 
     count_own(&st->sleeps, 1);
-    count_own(notified        ? &st->wakeups_notify
-              : ctx->done     ? &st->wakeups_event
-              : ret == -EINTR ? &st->wakeups_signal
-                              : &st->wakeups_timeout,
-              1);
+    count_own(cause, 1);
+    probe2(wake, ctx, cause - &st->wakeups_notify);
 }
 
 static void cpu_pause(void)
@@ -126,8 +127,8 @@ static void poll_until(AioContext *ctx, const struct wait_plan *plan)
         now = clock_monotonic_ns();
     }
     wake_end_sleep(ctx); /* takes the count */
-    count_own(&ctx->stats.precise_polls, 1);
-    count_own(&ctx->stats.precise_poll_ns, now - begin);
+    count_own(&ctx->stats->precise_polls, 1);
+    count_own(&ctx->stats->precise_poll_ns, now - begin);
 }
 
 void wait_for_events(AioContext *ctx, int64_t limit)
@@ -138,6 +139,9 @@ void wait_for_events(AioContext *ctx, int64_t limit)
 
     if (limit != WAIT_NOT) {
         plan = begin_wait(ctx, limit);
+    }
+    if (plan.sleep_until != WAIT_NOT) {
+        probe2(sleep, ctx, plan.sleep_until);
     }
     ret = ctx->mon->wait(ctx, plan.sleep_until);
     if (limit == WAIT_NOT) {

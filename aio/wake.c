@@ -18,7 +18,7 @@ static void write_wake_fd(AioContext *ctx)
     }
     cancel_restore(cancel);
     errno = saved;
-    fetch_add_seq(&ctx->notifies_sent, 1);
+    fetch_add_seq(&ctx->slot->notifies_sent, 1);
 }
 
 static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
@@ -26,6 +26,11 @@ static __attribute__((noinline)) void wake_up(AioContext *ctx, uint64_t slept)
     const uint64_t same = WAKE_ASLEEP | WAKE_SLEEP_MASK;
     uint64_t now;
 
+    if (ld_relaxed(&ctx->observing) & OBSERVE_HISTOGRAMS) {
+        int64_t none = 0;
+
+        (void)cas_seq(&ctx->notified_ns, &none, clock_monotonic_ns());
+    }
     write_wake_fd(ctx);
     now = ld_seq(&ctx->wake);
     while ((now & same) == (slept & same) && !(now & WAKE_SENT)) {
@@ -41,7 +46,10 @@ void aio_notify(AioContext *ctx)
     uint64_t old = fetch_add_seq(&ctx->wake, WAKE_COUNT_ONE); /* pairs with wake_begin_sleep() */
 
     if ((old & (WAKE_ASLEEP | WAKE_SENT)) == WAKE_ASLEEP) {
+        probe1(notify_sent, ctx);
         wake_up(ctx, old);
+    } else {
+        probe1(notify_saved, ctx);
     }
 }
 
@@ -57,13 +65,13 @@ bool wake_begin_sleep(AioContext *ctx)
     uint64_t old = ld_seq(&ctx->wake);
     uint64_t next = (old & ~WAKE_SLEEP_MASK) | ((old + WAKE_SLEEP_ONE) & WAKE_SLEEP_MASK);
 
-    return count_of(old) == (ctx->stats.notifies & COUNT_MASK) &&
+    return count_of(old) == (ctx->stats->notifies & COUNT_MASK) &&
            cas_seq(&ctx->wake, &old, next | WAKE_ASLEEP);
 }
 
 bool wake_is_notified(AioContext *ctx)
 {
-    return count_of(ld_seq(&ctx->wake)) != (ctx->stats.notifies & COUNT_MASK);
+    return count_of(ld_seq(&ctx->wake)) != (ctx->stats->notifies & COUNT_MASK);
 }
 
 /* The 64-bit count of which @wake holds the low bits, @before being an earlier one. */
@@ -74,19 +82,19 @@ static uint64_t extend_count(uint64_t before, uint64_t wake)
 
 bool wake_end_sleep(AioContext *ctx)
 {
-    uint64_t wake = ld_seq(&ctx->wake), before = ctx->stats.notifies, now;
+    uint64_t wake = ld_seq(&ctx->wake), before = ctx->stats->notifies, now;
 
     if (wake & WAKE_ASLEEP) {
         wake = fetch_and_seq(&ctx->wake, ~(WAKE_ASLEEP | WAKE_SENT));
     }
     now = extend_count(before, wake);
-    st_relaxed(&ctx->stats.notifies, now);
+    st_relaxed(&ctx->stats->notifies, now);
     return now != before;
 }
 
 uint64_t wake_count_notifies(AioContext *ctx)
 {
-    uint64_t before = ld_acquire(&ctx->stats.notifies);
+    uint64_t before = ld_acquire(&ctx->stats->notifies);
 
     return extend_count(before, ld_seq(&ctx->wake));
 }

@@ -7,6 +7,7 @@
  * cancelling call, from the queue's bottom half.
  */
 #include "block/block_int.h"
+#include "rcu/probe_int.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -279,7 +280,12 @@ void blk_req_end(BlockAIOCB *req, int64_t now)
     count_end(req, now);
     req->direct = false;
     req->state = BLK_REQ_CALLING;
-    req->cb(req->opaque, req->ret);
+    probe2(blk_end, req, req->ret);
+    if (unlikely(this_thread.observed)) {
+        aio_context_call_observed(q->home_ctx, req->cb, req->opaque, req->ret);
+    } else {
+        req->cb(req->opaque, req->ret);
+    }
 
     if (unlikely(req->piece_busy)) {
         req->state = BLK_REQ_DETACHED;

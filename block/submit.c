@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Taking requests on: the asynchronous calls of <aioctx/block.h>. */
 #include "block/block_int.h"
+#include "rcu/probe_int.h"
 
 #include <errno.h>
 
@@ -146,6 +147,7 @@ static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t b
     uint64_t *counter = counter_of(&q->stats, op);
     count_own(counter, 1);
     aio_context_count_inflight(ctx, 1);
+    probe4(blk_begin, req, op, offset, bytes);
 
     ret = check(blk, req, bytes);
     if (ret == 0) {

@@ -34,6 +34,7 @@ struct this_thread {
     unsigned callbacks;       /* of a home thread: timers, bottom halves, fds, completions */
     unsigned timer_callbacks; /* timers alone */
     void *hint;               /* of timers/timer.c; NULL in a forked child */
+    unsigned observed;        /* iterations that measure: aio/observe_int.h */
 };
 extern __thread struct this_thread this_thread __attribute__((tls_model("initial-exec")));
 

@@ -138,7 +138,9 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(CqeHandler, reserved, 24);
     EXPECT_EQ(sizeof(AioContextOptions), 64u);
     EXPECT_MEMBER(AioContextOptions, precise_ns, 16);
-    EXPECT_MEMBER(AioContextOptions, reserved, 24);
+    EXPECT_MEMBER(AioContextOptions, histograms, 24);
+    EXPECT_MEMBER(AioContextOptions, stall_limit_ns, 32);
+    EXPECT_MEMBER(AioContextOptions, reserved, 40);
     EXPECT_EQ(sizeof(IOThreadOptions), 120u);
     EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 64);
     EXPECT_MEMBER(IOThreadOptions, cpus, 72);

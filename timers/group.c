@@ -3,6 +3,7 @@
 #include "rcu/atomic_int.h"
 #include "rcu/util_int.h"
 #include "timers/clock_int.h"
+#include "timers/list_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <aioctx/timers.h>
@@ -32,6 +33,13 @@ void timerlistgroup_deinit(QEMUTimerListGroup *tlg)
     for (int type = QEMU_CLOCK_MAX - 1; type >= 0; type--) {
         timerlist_free(tlg->tl[type]);
         tlg->tl[type] = NULL;
+    }
+}
+
+void timerlistgroup_set_observer(QEMUTimerListGroup *tlg, struct timer_observer *observer)
+{
+    for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
+        st_release(&tlg->tl[type]->observer, observer);
     }
 }
 

@@ -84,13 +84,14 @@ struct QEMUTimerList {
 
     struct list_lock lock __attribute__((aligned(64))); /* owner: the thread that runs the list */
     uint64_t seq;
-    struct timer_run *runs;  /* innermost first */
-    struct heap_timer *walk; /* atomic, RCU */
-    pthread_cond_t run_done; /* a run that has waiters ended */
-    unsigned depth;          /* passes on the runner's stack; written by the runner alone */
-    int64_t pass_now;        /* up to when the due lists were filled */
-    bool closed;             /* nothing can be armed any more */
-    bool freed;              /* timerlist_free() was called */
+    struct timer_run *runs;          /* innermost first */
+    struct heap_timer *walk;         /* atomic, RCU */
+    pthread_cond_t run_done;         /* a run that has waiters ended */
+    unsigned depth;                  /* passes on the runner's stack; written by the runner alone */
+    int64_t pass_now;                /* up to when the due lists were filled */
+    bool closed;                     /* nothing can be armed any more */
+    bool freed;                      /* timerlist_free() was called */
+    struct timer_observer *observer; /* atomic: calls the callbacks; NULL: the pass does */
 
     struct timer_class cls[CLASS_MAX] __attribute__((aligned(64)));
     AioRcuHead rcu;

@@ -14,6 +14,7 @@
  *   the end of the oldest run.  timer_deinit: the runs forget the timer, so that its memory may go.
  */
 #include "rcu/atomic_int.h"
+#include "rcu/probe_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/clock_int.h"
 #include "timers/list_int.h"
@@ -419,12 +420,14 @@ static __attribute__((noinline)) bool move_unlock(QEMUTimerList *tl, QEMUTimer *
  */
 static ALWAYS_INLINE bool arm_short(QEMUTimer *ts, int64_t ns)
 {
-    QEMUTimerList *tl = lock_short(ts);
+    QEMUTimerList *tl;
     struct timer_class *cls;
     struct timer_queue *q;
     uint32_t place;
     unsigned lane;
 
+    probe2(timer_arm, ts, ns);
+    tl = lock_short(ts);
     if (unlikely(!tl)) {
         return arm(ts, ns, ns);
     }
@@ -465,6 +468,7 @@ static bool arm_earlier(QEMUTimer *ts, int64_t ns)
         list_unlock(&tl->lock);
         return false;
     }
+    probe2(timer_arm, ts, ns);
     /* Of a range, the new deadline may lie after what the pass calls now. */
     if (ts->place == PLACE_DUE && ns <= tl->pass_now) {
         timerlist_anticipate_due_locked(tl, ts, ns);
@@ -496,6 +500,7 @@ bool timer_mod_range_ns(QEMUTimer *ts, int64_t soonest, int64_t latest)
 {
     soonest = clamp_ns(soonest);
     latest = clamp_ns(latest);
+    probe2(timer_arm, ts, latest);
     return arm(ts, soonest < latest ? soonest : latest, latest);
 }
 
@@ -541,6 +546,7 @@ uint64_t timer_forward(QEMUTimer *ts, int64_t now, int64_t interval_ns)
     }
     last = is_armed(ts) ? ts->expire_time : ts->soonest;
     next = next_period(last < 0 ? now : last, now, interval_ns, &missed);
+    probe2(timer_arm, ts, next);
     arm_unlock(tl, ts, next, next);
     return missed;
 }

@@ -11,6 +11,7 @@
 #include "timers/list_int.h"
 
 #include "rcu/atomic_int.h"
+#include "rcu/probe_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/clock_int.h"
 #include "timers/icount_int.h"
@@ -389,8 +390,30 @@ static void end_run_locked(QEMUTimerList *tl, struct timer_run *run)
     }
 }
 
+/* Calls the callback of a timer by way of the list's observer, and drops the lock. */
+static __attribute__((noinline)) void call_observed_unlock(QEMUTimerList *tl, const QEMUTimer *ts,
+                                                           struct timer_observer *observer)
+{
+    struct timer_firing firing = {
+        .cb = ts->cb,
+        .opaque = ts->opaque,
+        .type = tl->type,
+        .deadline_ns = ts->soonest,
+    };
+
+    if (ts->state & TIMER_HEAP) {
+        const char *name = ld_acquire(&container_of(ts, struct heap_timer, timer)->name);
+
+        if (name) { /* under the lock: until that is dropped nobody frees the timer */
+            strncpy(firing.name, name, sizeof(firing.name) - 1);
+        }
+    }
+    list_unlock(&tl->lock);
+    observer->run(observer, &firing);
+}
+
 /* Runs @ts, which is disarmed, with the lock dropped meanwhile. */
-static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
+static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts, struct timer_observer *observer)
 {
     struct timer_run run = { .ts = ts, .outer = tl->runs };
     QEMUTimerCB *cb = ts->cb;
@@ -398,8 +421,13 @@ static void run_timer_locked(QEMUTimerList *tl, QEMUTimer *ts)
 
     st_release(&ts->state, ts->state | TIMER_RUNNING);
     tl->runs = &run;
-    list_unlock(&tl->lock);
-    cb(opaque);
+    probe4(timer_fire, ts, cb, ts->soonest, tl->pass_now - ts->soonest);
+    if (unlikely(observer)) {
+        call_observed_unlock(tl, ts, observer);
+    } else {
+        list_unlock(&tl->lock);
+        cb(opaque);
+    }
     list_lock(&tl->lock);
     end_run_locked(tl, &run);
     if (run.reap) {
@@ -492,6 +520,7 @@ static void put_back_due_locked(QEMUTimerList *tl)
 
 static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
 {
+    struct timer_observer *observer = ld_acquire(&tl->observer);
     bool ran = false;
     QEMUTimer *ts;
 
@@ -505,7 +534,7 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
     this_thread.timer_callbacks++;
     while ((ts = first_due(tl)) && ld_seq(&clock->enabled)) {
         take_first_due(tl, ts);
-        run_timer_locked(tl, ts);
+        run_timer_locked(tl, ts, observer);
         ran = true;
     }
     this_thread.timer_callbacks--;

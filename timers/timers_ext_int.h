@@ -5,6 +5,28 @@
 
 #include <aioctx/timers.h>
 
+/* A timer whose callback is to be called. */
+struct timer_firing {
+    QEMUTimerCB *cb;
+    void *opaque;
+    QEMUClockType type;
+    int64_t deadline_ns; /* in the clock's time; of a range, its end */
+    char name[32];       /* timer_set_name()'s, cut; "": none */
+};
+
+/* Who calls the callbacks of a list's timers in the list's place: run() is to call
+ * firing->cb(firing->opaque). */
+struct timer_observer {
+    void (*run)(struct timer_observer *observer, const struct timer_firing *firing);
+};
+
+/*
+ * Sets the observer of all lists of a group; NULL: none.  It holds from the next pass on; passes
+ * that have begun still use the one before.
+ * Thread: any.
+ */
+void timerlistgroup_set_observer(QEMUTimerListGroup *tlg, struct timer_observer *observer);
+
 /* Disarms every timer and lets none be armed any more; timers may still be initialised, deleted and
  * freed.  timerlistgroup_deinit() is to follow.  Thread: the one that runs the lists. */
 void timerlistgroup_close(QEMUTimerListGroup *tlg);

@@ -48,7 +48,12 @@ typedef struct AioContextOptions {
     const char *monitor;
     unsigned ring_entries; /* of the submission queue, 1 to 32768; 0: 128 */
     int64_t precise_ns;    /* as aio_context_set_precise(); 0: off */
-    uint64_t reserved[5];  /* zero */
+    int32_t histograms;    /* as aio_context_set_histograms(): 1: on; -1: off; 0: as the environment
+                            * variable AIOCTX_HISTOGRAMS says, on or off; off without it */
+    uint32_t pad;
+    int64_t stall_limit_ns; /* as aio_context_set_stall_limit(); 0: what AIOCTX_STALL_MS says, in
+                             * milliseconds, off without it; negative: off */
+    uint64_t reserved[3];   /* zero */
 } AioContextOptions;
 
 /*

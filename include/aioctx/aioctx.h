@@ -6,6 +6,7 @@
 #include <aioctx/aio.h>
 #include <aioctx/block.h>
 #include <aioctx/main_loop.h>
+#include <aioctx/observe.h>
 #include <aioctx/rcu.h>
 #include <aioctx/thread_pool.h>
 #include <aioctx/timers.h>
