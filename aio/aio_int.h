@@ -20,10 +20,10 @@
  * notify that finds the thread awake stays counted, and the next blocking poll does not sleep: the
  * caller may have set a flag that the home thread had looked at before.
  *
- * Precise mode's polling needs no announcement: it looks at the sources of work once, and then
- * reaps and compares the count with the one that it had seen before that look, in turns.  What the
- * look missed was published after it, and adds to the count.  The notifier finds no ASLEEP, and
- * makes no system call.
+ * Busy polling, adaptive and precise, needs no announcement: it looks at the sources of work once,
+ * and then reaps and compares the count with the one that it had seen before that look, in turns.
+ * What the look missed was published after it, and adds to the count.  The notifier finds no
+ * ASLEEP, and makes no system call.
  *
  * A host (embed.c) announces with prepare, which is followed by the host's own wait, and takes it
  * back with dispatch.
@@ -35,6 +35,7 @@
 #define AIO_AIO_INT_H
 
 #include "aio/aio_ext_int.h"
+#include "aio/busy_poll_int.h"
 #include "aio/observe_int.h"
 #include "aio/stats_file_int.h"
 #include "rcu/atomic_int.h"
@@ -86,17 +87,24 @@ struct AioHandler {
     AioPollFn *io_poll;
     IOHandler *io_poll_ready;
     void *opaque;
-    AioHandler *busy_below;    /* while busy: the one whose callback is further down the stack */
-    EventNotifier *notifier;   /* io_read takes this: it is an EventNotifierHandler */
-    unsigned busy;             /* its callbacks on the stack */
-    bool removed;              /* call nothing any more; free when nothing below refers to it */
-    bool queued;               /* its completion is among ctx->done */
-    bool armed;                /* io_uring: a poll request is in the kernel or on its way there;
+    AioHandler *busy_below;  /* while busy: the one whose callback is further down the stack */
+    EventNotifier *notifier; /* io_read takes this: it is an EventNotifierHandler */
+    unsigned busy;           /* its callbacks on the stack */
+    bool removed;            /* call nothing any more; free when nothing below refers to it */
+    bool queued;             /* its completion is among ctx->done */
+    bool poll_queued;        /* likewise, for what its io_poll has found */
+    bool poll_replaced;      /* the handler has changed since */
+    bool recheck;            /* the next event of the monitor's may be older than what io_poll has
+                                * found: look at the fd */
+    bool armed;              /* io_uring: a poll request is in the kernel or on its way there;
                                 * epoll: the set holds it */
-    uint32_t epoll_key;        /* epoll: of this addition to the set */
-    uint32_t epoll_events;     /* epoll: how many there were */
-    struct fd_queue told;      /* removals to be told of once busy is 0 */
-    CqeHandler ready;          /* its completion: res is a POLL* mask */
+    uint32_t epoll_key;      /* epoll: of this addition to the set */
+    uint32_t epoll_events;   /* epoll: how many there were */
+    struct fd_queue told;    /* removals to be told of once busy is 0 */
+    CqeHandler ready;        /* its completion: res is a POLL* mask */
+    CqeHandler poll_ready;   /* its completion when io_poll has found something */
+    int64_t poll_active_ns;  /* poll.spent_ns when it was last ready */
+    AioHandler *poll_next, **poll_pprev; /* ctx->poll.list; on it when pprev is not NULL */
     AioHandler *next, **pprev; /* the monitor's list: io_uring to arm, epoll not in the set,
                                 * ppoll watched */
 };
@@ -109,6 +117,8 @@ struct AioContext {
     unsigned refs;                              /* atomic */
     int64_t precise_ns;                         /* atomic: the lead of precise mode; 0: off */
     int64_t notified_ns;                        /* atomic, see observe_int.h */
+    int64_t poll_max_ns;                        /* atomic: of adaptive polling; 0: off */
+    int64_t poll_grow, poll_shrink;             /* atomic */
 
     /* Fixed from aio_context_new() on. */
     const FDMonOps *mon __attribute__((aligned(64)));
@@ -142,6 +152,7 @@ struct AioContext {
     uint64_t inflight_ops;    /* of users, on the ring; until their callbacks are called */
     uint64_t inflight_other;  /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
+    struct poll_state poll;
     struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
     struct embed *embed; /* a host's, see embed.c; NULL: nobody asked for the fd */
     struct observer observer;
@@ -157,6 +168,8 @@ struct AioContext {
  */
 struct FDMonOps {
     const char *name;
+    bool cheap_look; /* wait(WAIT_NOT) with nothing to submit and to reap makes no system call */
+    bool one_shot;   /* an event ends the watching; one that was not asked for again may be old */
     /* Makes mon_state.  Returns 0 or -errno; may_fall_back() in context.c says which errors let the
      * next monitor be tried. */
     int (*init)(AioContext *ctx, unsigned entries);
@@ -294,6 +307,9 @@ void bh_drop_all(AioContext *ctx);
 /* qemu_bh_delete() when the context has run its last ones; it may be gone. */
 void bh_free_ended(QEMUBH *bh);
 
+/* handlers.c: calls its io_poll, unless its event waits already, and completes it on true.  @h may
+ * be gone when it has changed the list of polled handlers. */
+void handler_poll(AioHandler *h);
 /* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
 bool handlers_apply_requests(AioContext *ctx);
 void handlers_drop_all(AioContext *ctx);

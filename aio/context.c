@@ -151,6 +151,10 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
         return -EINVAL;
     }
     ctx->precise_ns = opts->precise_ns;
+    ret = poll_init(ctx, opts);
+    if (ret < 0) {
+        return ret;
+    }
     ret = stats_file_check_environment();
     if (ret < 0) {
         return ret;
@@ -588,6 +592,8 @@ void context_notify_from_timer(void *opaque, QEMUClockType type)
     /* Home is awake, and looks at its timers before it sleeps. */
     if (!in_aio_context_home_thread(ctx)) {
         aio_notify(ctx);
+    } else {
+        ctx->poll.stale = true; /* if it is an io_poll that has armed it */
     }
 }
 

@@ -369,6 +369,9 @@ bool aio_context_prepare(AioContext *ctx)
     if (ctx->done || handlers_have_requests(ctx) || bh_timeout(ctx) == 0) {
         return true; /* without an announcement, so that notifies stay cheap */
     }
+    if (unlikely(ctx->poll.parked)) {
+        poll_hand_over(ctx);
+    }
     until = ctx->mon->prepare(ctx);
     if (until == WAIT_NOT || ctx->done || !wake_begin_sleep(ctx)) {
         return true;

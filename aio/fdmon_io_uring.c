@@ -555,6 +555,8 @@ static void uring_close(AioContext *ctx)
 
 const FDMonOps fdmon_io_uring = {
     .name = "io_uring",
+    .cheap_look = true,
+    .one_shot = true,
     .init = uring_init,
     .attach = uring_attach,
     .wait = uring_wait,

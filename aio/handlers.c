@@ -8,8 +8,8 @@
  * to be told goes on to the FIFO ctx->fd_told, whose callbacks only the loop calls; while the
  * handler's own callback is on the stack it waits at the handler.
  *
- * A handler that is removed may still be on a callback's stack (busy) or have its completion among
- * those to be dispatched (queued); it is freed by whoever ends the last of these.
+ * A handler that is removed may still be on a callback's stack (busy) or have a completion among
+ * those to be dispatched (queued, poll_queued); it is freed by whoever ends the last of these.
  */
 #include "aio/aio_int.h"
 #include "rcu/rcu_int.h"
@@ -99,7 +99,7 @@ static AioHandler *find_busy(AioContext *ctx, int fd)
 
 static void free_unless_used(AioHandler *h)
 {
-    if (h->removed && !h->busy && !h->queued) {
+    if (h->removed && !h->busy && !h->queued && !h->poll_queued) {
         free(h);
     }
 }
@@ -137,6 +137,16 @@ static void call_handlers(AioContext *ctx, AioHandler *h, uint32_t revents)
     }
 }
 
+/* The events of @h's that its fd shows now. */
+static uint32_t look_at_fd(AioContext *ctx, AioHandler *h)
+{
+    struct pollfd now = { .fd = h->fd, .events = (short)h->events };
+
+    h->recheck = false;
+    count_own(&ctx->stats->syscalls, 1);
+    return poll(&now, 1, 0) > 0 ? (uint32_t)now.revents : 0;
+}
+
 /* A completion of the monitor's: res is the mask of events, or an error, which the handlers see as
  * POLLERR does: by what their system calls return. */
 static void dispatch(CqeHandler *ready)
@@ -156,11 +166,63 @@ static void dispatch(CqeHandler *ready)
     callback_begins(h);
     if (lost) {
         h->events = 0; /* until new handlers are set */
+        poll_remove(ctx, h);
         ctx->mon->unwatch(ctx, h);
     } else { /* before the callbacks, so that a nested poll sees what they leave */
-        ctx->mon->rewatch(ctx, h);
+        if (!h->io_poll || !poll_parks(ctx, h)) {
+            ctx->mon->rewatch(ctx, h);
+        }
     }
+    if (unlikely(h->recheck) && !lost) {
+        revents = look_at_fd(ctx, h);
+    }
+    ctx->idle_events += revents == 0;
     call_handlers(ctx, h, revents);
+    callback_returned(h);
+    free_unless_used(h);
+}
+
+/* The completion of what io_poll has found. */
+static void dispatch_polled(CqeHandler *found)
+{
+    AioHandler *h = container_of(found, AioHandler, poll_ready);
+    AioContext *ctx = h->ctx;
+    IOHandler *func = h->io_poll_ready ? h->io_poll_ready : h->io_read ? h->io_read : h->io_write;
+
+    h->poll_queued = false;
+    if (h->removed) {
+        ctx->idle_events++;
+        free_unless_used(h);
+        return;
+    }
+    callback_begins(h);
+    if (h->poll_replaced && !(h->io_poll && h->io_poll(h->opaque))) {
+        ctx->idle_events++;
+    } else {
+        /* What the kernel has seen, or an fd that it still watches, may be the same thing. */
+        h->recheck |= h->queued || (h->armed && ctx->mon->one_shot);
+        call_handler(h, func, OBSERVE_FD_READ);
+    }
+    callback_returned(h);
+    free_unless_used(h);
+}
+
+void handler_poll(AioHandler *h)
+{
+    AioContext *ctx = h->ctx;
+
+    if (h->queued || h->poll_queued) {
+        return;
+    }
+    callback_begins(h);
+    this_thread.callbacks++;
+    if (h->io_poll(h->opaque) && !h->removed && !h->queued && !h->poll_queued) {
+        h->poll_queued = true;
+        h->poll_replaced = false;
+        poll_add(ctx, h);
+        context_complete(ctx, &h->poll_ready);
+    }
+    this_thread.callbacks--;
     callback_returned(h);
     free_unless_used(h);
 }
@@ -190,6 +252,7 @@ static void remove_handler(AioContext *ctx, AioHandler *h)
 {
     ctx->handlers[h->fd] = NULL;
     h->removed = true;
+    poll_remove(ctx, h);
     ctx->mon->unwatch(ctx, h);
     free_unless_used(h);
 }
@@ -222,6 +285,7 @@ static int apply(AioContext *ctx, const struct fd_request *req)
         h->ctx = ctx;
         h->fd = req->fd;
         h->ready.cb = dispatch;
+        h->poll_ready.cb = dispatch_polled;
         ctx->handlers[req->fd] = h;
     }
     h->io_read = req->io_read;
@@ -230,10 +294,16 @@ static int apply(AioContext *ctx, const struct fd_request *req)
     h->io_poll_ready = req->io_poll_ready;
     h->opaque = req->opaque;
     h->notifier = req->notifier;
+    h->poll_replaced = true;
     uint32_t events = (req->io_read ? POLLIN : 0) | (req->io_write ? POLLOUT : 0);
     if (events != h->events) {
         h->events = events;
         ctx->mon->watch(ctx, h);
+    }
+    if (h->io_poll) {
+        poll_add(ctx, h);
+    } else {
+        poll_remove(ctx, h);
     }
     return 0;
 }

@@ -2,13 +2,16 @@
 /*
  * The wait of an iteration: how long, the sleep, and what precise mode does instead of its end.
  *
- *   announce sleep -> look at every source of work -> monitor: submit and wait -> take it back
+ *   [adaptive polling: busy_poll.c] -> announce sleep -> look at every source of work
+ *     -> monitor: submit and wait -> take it back
  *     -> precise mode: reap without waiting, until the deadline
  *
  * The announcement is described in aio_int.h.  The deadline is a time of CLOCK_MONOTONIC all the
  * way into the kernel; one look at the clock tells whether it has passed, since a wait for a time
  * that has passed costs far more than the look.
  */
+#include "aio/wait_int.h"
+
 #include "aio/aio_int.h"
 #include "aio/wake_int.h"
 #include "timers/timers_ext_int.h"
@@ -29,19 +32,12 @@ int64_t wait_compute_timeout(AioContext *ctx)
     return timeout;
 }
 
-/* When to wait no longer: times of CLOCK_MONOTONIC, WAIT_NOT or WAIT_FOREVER. */
-struct wait_plan {
-    int64_t sleep_until;
-    int64_t poll_until; /* precise mode: after the sleep; WAIT_NOT: no polling */
-};
-
 static int64_t min_ns(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }
 
-/* Looks at every source of work. */
-static struct wait_plan look(AioContext *ctx, int64_t limit)
+struct wait_plan wait_look(AioContext *ctx, int64_t limit)
 {
     struct wait_plan plan = { WAIT_NOT, WAIT_NOT };
     int64_t bh_wait, timers, now, until, lead;
@@ -66,16 +62,24 @@ static struct wait_plan look(AioContext *ctx, int64_t limit)
     return plan;
 }
 
+static void watch_parked(AioContext *ctx)
+{
+    if (unlikely(ctx->poll.parked)) {
+        poll_hand_over(ctx);
+    }
+}
+
 /* Announces the sleep before the look, but for a wait that is all polling; see aio_int.h. */
 static struct wait_plan begin_wait(AioContext *ctx, int64_t limit)
 {
     struct wait_plan plan = { WAIT_NOT, WAIT_NOT };
 
+    watch_parked(ctx);
     if (ctx->done) {
         return plan;
     }
     if (ld_relaxed(&ctx->precise_ns) && !wake_is_notified(ctx)) {
-        plan = look(ctx, limit);
+        plan = wait_look(ctx, limit);
         if (plan.sleep_until == WAIT_NOT) {
             return plan;
         }
@@ -83,7 +87,7 @@ static struct wait_plan begin_wait(AioContext *ctx, int64_t limit)
     if (!wake_begin_sleep(ctx)) {
         return (struct wait_plan){ WAIT_NOT, WAIT_NOT };
     }
-    return look(ctx, limit);
+    return wait_look(ctx, limit);
 }
 
 void wait_count_wakeup(AioContext *ctx, int ret, bool notified)
@@ -97,15 +101,6 @@ void wait_count_wakeup(AioContext *ctx, int ret, bool notified)
     count_own(&st->sleeps, 1);
     count_own(cause, 1);
     probe2(wake, ctx, cause - &st->wakeups_notify);
-}
-
-static void cpu_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
 }
 
 /*
@@ -131,7 +126,7 @@ static void poll_until(AioContext *ctx, const struct wait_plan *plan)
     count_own(&ctx->stats->precise_poll_ns, now - begin);
 }
 
-void wait_for_events(AioContext *ctx, int64_t limit)
+void wait_in_kernel(AioContext *ctx, int64_t limit)
 {
     struct wait_plan plan = { WAIT_NOT, WAIT_NOT };
     bool notified;
@@ -139,6 +134,8 @@ void wait_for_events(AioContext *ctx, int64_t limit)
 
     if (limit != WAIT_NOT) {
         plan = begin_wait(ctx, limit);
+    } else {
+        watch_parked(ctx);
     }
     if (plan.sleep_until != WAIT_NOT) {
         probe2(sleep, ctx, plan.sleep_until);
@@ -153,5 +150,14 @@ void wait_for_events(AioContext *ctx, int64_t limit)
     }
     if (plan.poll_until != WAIT_NOT && !notified && !ctx->done && ret == 0) {
         poll_until(ctx, &plan);
+    }
+}
+
+void wait_for_events(AioContext *ctx, int64_t limit)
+{
+    if (unlikely(ld_relaxed(&ctx->poll_max_ns) || ctx->poll.parked)) {
+        poll_wait(ctx, limit);
+    } else {
+        wait_in_kernel(ctx, limit);
     }
 }

@@ -136,15 +136,16 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(CqeHandler, res, 8);
     EXPECT_MEMBER(CqeHandler, flags, 12);
     EXPECT_MEMBER(CqeHandler, reserved, 24);
-    EXPECT_EQ(sizeof(AioContextOptions), 64u);
+    EXPECT_EQ(sizeof(AioContextOptions), 96u);
     EXPECT_MEMBER(AioContextOptions, precise_ns, 16);
     EXPECT_MEMBER(AioContextOptions, histograms, 24);
     EXPECT_MEMBER(AioContextOptions, stall_limit_ns, 32);
-    EXPECT_MEMBER(AioContextOptions, reserved, 40);
-    EXPECT_EQ(sizeof(IOThreadOptions), 120u);
-    EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 64);
-    EXPECT_MEMBER(IOThreadOptions, cpus, 72);
-    EXPECT_MEMBER(IOThreadOptions, reserved, 80);
+    EXPECT_MEMBER(AioContextOptions, poll_max_ns, 40);
+    EXPECT_MEMBER(AioContextOptions, reserved, 64);
+    EXPECT_EQ(sizeof(IOThreadOptions), 152u);
+    EXPECT_MEMBER(IOThreadOptions, stop_timeout_ms, 96);
+    EXPECT_MEMBER(IOThreadOptions, cpus, 104);
+    EXPECT_MEMBER(IOThreadOptions, reserved, 112);
     EXPECT_EQ(sizeof(IOThreadStats), 384u);
     EXPECT_MEMBER(IOThreadStats, cpu_ns, 8);
     EXPECT_MEMBER(IOThreadStats, involuntary_switches, 24);
@@ -152,7 +153,8 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(IOThreadStats, context, 128);
     EXPECT_EQ(sizeof(AioContextStats), 256u);
     EXPECT_MEMBER(AioContextStats, precise_polls, 128);
-    EXPECT_MEMBER(AioContextStats, reserved, 144);
+    EXPECT_MEMBER(AioContextStats, polls, 144);
+    EXPECT_MEMBER(AioContextStats, reserved, 168);
 }
 
 TEST_F(Layout, ThreadPoolStructsArePinned)

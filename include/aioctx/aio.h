@@ -16,7 +16,8 @@
  *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
  *   aio_timer_new, aio_timer_init        any                       no
  *   aio_context_ref, _get_stats,
- *   aio_context_set_precise              any                       no
+ *   aio_context_set_precise,
+ *   aio_context_set_poll_params          any                       no
  *   aio_context_unref                    any; see there            the last one: for operations
  *   aio_context_get_fd, _prepare,
  *   aio_context_dispatch                 home                      no
@@ -53,7 +54,10 @@ typedef struct AioContextOptions {
     uint32_t pad;
     int64_t stall_limit_ns; /* as aio_context_set_stall_limit(); 0: what AIOCTX_STALL_MS says, in
                              * milliseconds, off without it; negative: off */
-    uint64_t reserved[3];   /* zero */
+    int64_t poll_max_ns;   /* as aio_context_set_poll_params(); 0: off */
+    int64_t poll_grow;     /* likewise; 0: default */
+    int64_t poll_shrink;   /* likewise; 0: default */
+    uint64_t reserved[4];   /* zero */
 } AioContextOptions;
 
 /*
@@ -98,6 +102,23 @@ const char *aio_context_get_monitor(AioContext *ctx);
  * Thread: any, signal handlers too; takes effect at once, as it notifies the context.
  */
 void aio_context_set_precise(AioContext *ctx, int64_t lead_ns);
+
+/*
+ * Adaptive busy polling: before a blocking aio_poll() sleeps, it polls for a while, without
+ * sleeping, for all that would end the sleep but a signal, and calls the io_poll of handlers, see
+ * aio_set_fd_handler().  What comes meanwhile is met sooner, and costs who sends it no system call
+ * (aio_notify(), bottom halves, timers); the price is processor time.  How long it polls is found
+ * out: after a sleep that longer polling would have made needless, the time is multiplied by @grow,
+ * up to @max_ns; after a wait longer than @max_ns it is divided by @shrink, as polling was in vain.
+ * It begins with 4000 ns, and there is no polling when it falls below.  For a while there is none
+ * either when another thread wants the processor.
+ * @max_ns: 0 to INT64_MAX ns; 0: off.  @grow: 0 is 2; 1 stays at the first 4000 ns.  @shrink: 0 is
+ * all at once; 1 never shrinks.
+ * Returns 0; -EINVAL when one is negative, and then changes nothing.
+ * Thread: any, signal handlers too; takes effect at once, as it notifies the context.
+ * Source: Documentation/virt/kvm/halt-polling.rst in the Linux kernel.
+ */
+int aio_context_set_poll_params(AioContext *ctx, int64_t max_ns, int64_t grow, int64_t shrink);
 
 /* Returns whether the calling thread is the context's home.  Thread: any. */
 bool in_aio_context_home_thread(AioContext *ctx);
@@ -295,9 +316,16 @@ typedef void EventNotifierHandler(EventNotifier *e);
 /*
  * Has @io_read called when @fd can be read (or hangs up, or has an error) and @io_write when it can
  * be written; level-triggered: what a handler leaves comes again.  Both NULL removes the fd's
- * handlers.  @io_poll and @io_poll_ready serve busy polling: they are called only while a loop
- * busy-polls, which needs a poll_max_ns above 0; they may be NULL. On the home thread the change
- * holds when this returns; after a removal no callback for @fd follows, even when its event had
+ * handlers.
+ * @io_poll and @io_poll_ready serve adaptive polling (aio_context_set_poll_params()); they may be
+ * NULL.  While the loop polls, @io_poll is called again and again; it looks, without a system call
+ * if it can, whether the handlers would find something to do, and returns that.  On true,
+ * @io_poll_ready is called soon in their place, like every callback by aio_poll(); NULL: @io_read,
+ * else @io_write.  They have to take note of all that @io_poll does: while polling, nobody may have
+ * asked the kernel about @fd.  They are called all the same when the loop sleeps or does not poll,
+ * and for errors.  A handler that was not ready during 64 times max_ns of polling is left to the
+ * kernel until its next event.
+ * On the home thread the change holds when this returns; after a removal no callback for @fd follows, even when its event had
  * been seen already, and the kernel has let go of the file: it may be closed and its number used
  * again at once.  From another thread, or before the context has a home, the change is made by the
  * home thread soon; see aio_remove_fd_handler_async(). An error on the fd calls both handlers.
@@ -381,7 +409,10 @@ typedef struct AioContextStats {
     uint64_t sq_full;         /* times the queue had to be submitted to make room */
     uint64_t precise_polls;   /* waits that ended in polling, see aio_context_set_precise() */
     uint64_t precise_poll_ns; /* the time that this took */
-    uint64_t reserved[14];
+    uint64_t polls;           /* adaptive ones, see aio_context_set_poll_params() */
+    uint64_t polls_found;     /* those that something to do ended, or a deadline */
+    uint64_t poll_ns;         /* the time that they took */
+    uint64_t reserved[11];
 } AioContextStats;
 
 /* Copies the context's counters.  Each is exact, but they are not of one moment.  Thread: any. */
