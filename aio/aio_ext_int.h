@@ -38,4 +38,21 @@ void aio_context_call_observed(AioContext *ctx, void (*cb)(void *opaque, int ret
 /* Whether aio_add_sqe() works on @ctx.  Thread: any. */
 bool aio_context_has_ring(AioContext *ctx);
 
+/*
+ * Has @fd's file among those that are registered with the ring, so that operations can name it by
+ * the index that is returned (IOSQE_FIXED_FILE); the file stays open until it is unregistered, when
+ * no operation uses the index.  @fd may be closed before.
+ * Returns the index; -ENOTSUP where the context has no ring; -ENFILE when the table is full; what
+ * else the kernel says: whoever gets an error uses the fd.
+ */
+int aio_context_register_file(AioContext *ctx, int fd);
+/* Nothing after the context's close hooks were called. */
+void aio_context_unregister_file(AioContext *ctx, int index);
+
+/* The same for memory, which the kernel pins, and which counts against RLIMIT_MEMLOCK (-ENOMEM);
+ * @bytes: up to AIO_BUF_MAX.  For IORING_OP_READ_FIXED and _WRITE_FIXED. */
+#define AIO_BUF_MAX ((size_t)1 << 30)
+int aio_context_register_buf(AioContext *ctx, void *base, size_t bytes);
+void aio_context_unregister_buf(AioContext *ctx, int index);
+
 #endif

@@ -98,6 +98,7 @@ struct AioHandler {
                                 * found: look at the fd */
     bool armed;              /* io_uring: a poll request is in the kernel or on its way there;
                                 * epoll: the set holds it */
+    unsigned updates;        /* io_uring: changes of its events on their way */
     uint32_t epoll_key;      /* epoll: of this addition to the set */
     uint32_t epoll_events;   /* epoll: how many there were */
     struct fd_queue told;    /* removals to be told of once busy is 0 */
@@ -128,6 +129,7 @@ struct AioContext {
     AioStatsSlot *slot;     /* the counters, in the process's file or by themselves */
     AioContextStats *stats; /* &slot->stats: home thread writes, others read */
     unsigned observing;     /* atomic: OBSERVE_*; written under `lock`; 0: nothing is measured */
+    char *fell_back; /* why it is not a better monitor; NULL: it was asked for, or is the best */
 
     /* Under `lock`. */
     pthread_mutex_t lock;
@@ -154,6 +156,7 @@ struct AioContext {
     uint32_t inflight_by_op[64];
     struct poll_state poll;
     struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
+    uint32_t features, dropped; /* atomic: of the monitor, see monitor_int.h */
     struct embed *embed; /* a host's, see embed.c; NULL: nobody asked for the fd */
     struct observer observer;
 
@@ -170,9 +173,9 @@ struct FDMonOps {
     const char *name;
     bool cheap_look; /* wait(WAIT_NOT) with nothing to submit and to reap makes no system call */
     bool one_shot;   /* an event ends the watching; one that was not asked for again may be old */
-    /* Makes mon_state.  Returns 0 or -errno; may_fall_back() in context.c says which errors let the
-     * next monitor be tried. */
-    int (*init)(AioContext *ctx, unsigned entries);
+    /* Makes mon_state; opts->ring_entries is set.  Returns 0 or -errno; may_fall_back() in
+     * monitor.c says which errors let the next monitor be tried. */
+    int (*init)(AioContext *ctx, const AioContextOptions *opts);
     /* The calling thread is home from now on. */
     void (*attach)(AioContext *ctx);
     /* Submits what is queued and waits until deadline_ns, a time of CLOCK_MONOTONIC; WAIT_NOT: not

@@ -11,6 +11,7 @@
 #include "aio/aio_int.h"
 #include "aio/embed_int.h"
 #include "aio/home_int.h"
+#include "aio/monitor_int.h"
 #include "rcu/rcu_int.h"
 #include "timers/timers_ext_int.h"
 
@@ -21,57 +22,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { RING_ENTRIES = 128, RING_ENTRIES_MAX = 32768 };
-
-static const FDMonOps *const monitors[] = { &fdmon_io_uring, &fdmon_epoll, &fdmon_ppoll };
-enum { MONITORS = sizeof(monitors) / sizeof(monitors[0]) };
-
 /* ---- Making a context ------------------------------------------------------------------------ */
-
-static const FDMonOps *find_monitor(const char *name, const char *where)
-{
-    for (int i = 0; i < MONITORS; i++) {
-        if (strcmp(monitors[i]->name, name) == 0) {
-            return monitors[i];
-        }
-    }
-    fprintf(stderr, "aioctx: %s: there is no monitor '%s'; use io_uring, epoll or ppoll\n", where,
-            name);
-    return NULL;
-}
-
-/* Missing, forbidden, or no room for it: no memory, too many fds, too many watched ones. */
-static bool may_fall_back(int err)
-{
-    return err == -ENOSYS || err == -EPERM || err == -EACCES || err == -ENOMEM || err == -EMFILE ||
-           err == -ENFILE || err == -ENOSPC;
-}
-
-static void say_fallback(const char *what_failed, const char *instead)
-{
-    static bool said;
-
-    if (!xchg_seq(&said, true)) {
-        fprintf(stderr, "aioctx: %s; using %s, with file I/O on threads\n", what_failed, instead);
-    }
-}
-
-/* Contexts that were closed keep their descriptors for a grace period: waits for that.  Not for
- * ever, since other threads may take what has come free. */
-static bool try_again(int err, int *tries)
-{
-    return (err == -EMFILE || err == -ENFILE || err == -ENOMEM) && ++*tries < 10 && rcu_reclaim();
-}
-
-static int init_one(AioContext *ctx, unsigned entries)
-{
-    int err, tries = 0;
-
-    do {
-        err = ctx->mon->init(ctx, entries);
-    } while (err < 0 && try_again(err, &tries));
-    return err;
-}
 
 static int make_wake_fd(void)
 {
@@ -79,48 +30,8 @@ static int make_wake_fd(void)
 
     do {
         fd = eventfd(0, EFD_CLOEXEC);
-    } while (fd < 0 && try_again(-errno, &tries));
+    } while (fd < 0 && monitor_try_again(-errno, &tries));
     return fd;
-}
-
-/* The first of the monitors that can be had, from the best one on. */
-static int init_any_monitor(AioContext *ctx, unsigned entries)
-{
-    char failed[256] = "";
-    int err = -EINVAL;
-
-    for (int i = 0; i < MONITORS; i++) {
-        size_t len = strlen(failed);
-
-        ctx->mon = monitors[i];
-        err = init_one(ctx, entries);
-        if (!may_fall_back(err)) {
-            break;
-        }
-        snprintf(failed + len, sizeof(failed) - len, "%sno %s%s (%s)", i ? ", " : "",
-                 ctx->mon->name, i ? "" : " here", strerror(-err));
-    }
-    if (err == 0 && *failed) {
-        say_fallback(failed, ctx->mon->name);
-    }
-    return err;
-}
-
-static int init_monitor(AioContext *ctx, const AioContextOptions *opts)
-{
-    unsigned entries = opts->ring_entries ? opts->ring_entries : RING_ENTRIES;
-    const char *env = getenv("AIOCTX_FDMON");
-    const char *name = opts->monitor ? opts->monitor : env && *env ? env : NULL;
-
-    if (entries > RING_ENTRIES_MAX) {
-        fprintf(stderr, "aioctx: ring_entries is %u; it is 1 to %d\n", entries, RING_ENTRIES_MAX);
-        return -EINVAL;
-    }
-    if (!name) {
-        return init_any_monitor(ctx, entries);
-    }
-    ctx->mon = find_monitor(name, opts->monitor ? "AioContextOptions.monitor" : "AIOCTX_FDMON");
-    return ctx->mon ? init_one(ctx, entries) : -EINVAL;
 }
 
 /* The main loop's lists outlive its context. */
@@ -176,7 +87,7 @@ static int init_context(AioContext *ctx, const AioContextOptions *opts)
     if (ret < 0) {
         goto free_timers;
     }
-    ret = init_monitor(ctx, opts);
+    ret = monitor_init(ctx, opts);
     if (ret < 0) {
         goto stop_observing;
     }
@@ -201,6 +112,7 @@ static void free_context(AioRcuHead *head)
     }
     stats_slot_free(ctx->slot);
     pthread_mutex_destroy(&ctx->lock);
+    free(ctx->fell_back);
     free(ctx);
 }
 
@@ -245,11 +157,6 @@ void aio_context_ref(AioContext *ctx)
 QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx)
 {
     return ctx->is_main ? &main_loop_tlg : &ctx->tlg;
-}
-
-const char *aio_context_get_monitor(AioContext *ctx)
-{
-    return ctx->mon->name;
 }
 
 bool aio_context_has_ring(AioContext *ctx)

@@ -35,6 +35,7 @@
  */
 #include "aio/aio_int.h"
 #include "aio/embed_int.h"
+#include "aio/monitor_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <assert.h>
@@ -107,7 +108,7 @@ static int try_own(struct epoll_mon *m)
     return epoll_wait(m->epoll, m->events, EVENTS, 0) < 0 && errno != EINTR ? -errno : 0;
 }
 
-static int epoll_init(AioContext *ctx, unsigned entries)
+static int epoll_init(AioContext *ctx, const AioContextOptions *opts)
 {
     struct epoll_mon *m = calloc(1, sizeof(*m));
     int ret;
@@ -175,6 +176,7 @@ static void epoll_attach(AioContext *ctx)
 
     /* What it may report here are edges of our own, which mean nothing yet. */
     m->short_waits = slack >= 0 && slack <= SHORT_SLACK_NS && wait_short(m, 0) >= 0;
+    monitor_set_feature(ctx, FEATURE_EPOLL_PWAIT2, m->short_waits);
 }
 
 /* ---- Fds ------------------------------------------------------------------------------------- */

@@ -8,7 +8,9 @@
  * to wait for there is none.
  *
  * An fd is watched by a one-shot poll request, sent again when its event is dispatched: a poll
- * request looks at the fd's state when it arrives, so that handlers are level-triggered.
+ * request looks at the fd's state when it arrives, so that handlers are level-triggered.  Not by a
+ * lasting one (multishot): that tells of an edge as it was when it came, which the handler may have
+ * taken already, so that each would have to be looked at again, twice, which costs what it saves.
  *
  * The wake eventfd is watched by one multishot poll request, which posts a completion for every
  * write(2) and stays: a wake-up needs no read(2) and no new request.  Nobody reads the eventfd, so
@@ -17,17 +19,28 @@
  * polling it once, takes a submission for each sleep; so does waiting for a futex; and a message
  * between rings is slower than the write, and may find no memory.
  *
- * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits.
+ * A change of a request's events finds it in the kernel, or too late (ENOENT), when its completion
+ * is on its way; or just when the kernel has been woken for it (EALREADY), which may come to
+ * nothing and leave the old events: then the change is made again.  A removal would be refused in
+ * the same way, so it is a cancel.
+ *
+ * With SQPOLL a thread of the kernel's takes what is queued, and a call is made only to wait, or
+ * when that thread sleeps.
+ *
+ * Every submission's user_data is its CqeHandler; 0 is for requests whose end nobody awaits, and a
+ * change of a handler's events has the lowest bit set.
  * Completions are copied out and their slots released at once (reap), and dispatched later.
+ *
+ * Setting a ring up, and which of the kernel's offers it uses, is in fdmon_io_uring_setup.c; files
+ * and buffers that are registered with it are in fdmon_io_uring_register.c.
  *
  * Source: io_uring_enter(2), io_uring_setup(2), io_uring_prep_poll_add(3).
  */
-#include "aio/aio_int.h"
 #include "aio/embed_int.h"
+#include "aio/fdmon_io_uring_int.h"
 #include "timers/timers_ext_int.h"
 
 #include <errno.h>
-#include <liburing.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,28 +49,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Newer than liburing 2.3's headers.  None changes the ring's layout. */
-#ifndef IORING_ENTER_ABS_TIMER
-#define IORING_ENTER_ABS_TIMER (1U << 5)
-#endif
-#ifndef IORING_FEAT_NO_IOWAIT
-#define IORING_FEAT_NO_IOWAIT (1U << 17)
-#endif
-#ifndef IORING_ENTER_NO_IOWAIT
-#define IORING_ENTER_NO_IOWAIT (1U << 7)
-#endif
-
-struct uring_mon {
-    struct io_uring ring;
-    AioHandler *to_arm; /* watched handlers without a poll request */
-    CqeHandler wake;    /* the poll request of the wake eventfd */
-    bool wake_armed;
-    bool woken;           /* it has posted a completion since this wait began */
-    bool reg_ring;        /* the ring fd is registered with the home thread */
-    unsigned enter_flags; /* of every wait */
-    uint64_t inflight;    /* all with a CqeHandler, our own included */
-    int event_fd;         /* eventfd registered with the ring, for a host; -1: none */
-};
+/* Marks the user_data of a change of events. */
+#define UPDATE_BIT ((uintptr_t)1)
 
 /* Our own completions are told from users' by their callback. */
 static void own_completion(CqeHandler *handler)
@@ -65,143 +58,28 @@ static void own_completion(CqeHandler *handler)
     die_misuse("fdmon_io_uring", "a completion of the loop's own was dispatched");
 }
 
-/* ---- Setting up ------------------------------------------------------------------------------ */
-
-/*
- * From what the newest kernel takes to what the oldest does: one that does not know a flag answers
- * EINVAL.  DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and TASKRUN_FLAG 5.19, SUBMIT_ALL
- * 5.18. R_DISABLED comes with SINGLE_ISSUER, for the one issuer is who enables the ring.
- */
-static const unsigned setup_flags[] = {
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_DEFER_TASKRUN |
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED,
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN |
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_R_DISABLED,
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,
-    IORING_SETUP_SUBMIT_ALL,
-    0,
-};
-
-/*
- * Counts closed rings.  A new ring may get a closed one's addresses from the kernel, and liburing
- * makes these system calls by itself, so that ThreadSanitizer does not see the old mapping go: this
- * tells it that what was done to the old ring came before.
- */
-static unsigned rings_closed; /* atomic: written before a ring is unmapped, read after mapping */
-
-static void drop_ring(struct uring_mon *m)
-{
-    fetch_add_seq(&rings_closed, 1);
-    io_uring_queue_exit(&m->ring);
-}
-
-static int setup_ring(struct uring_mon *m, unsigned entries, unsigned *ret_flags)
-{
-    /* RSRC_TAGS stands for 5.13, which has multishot poll requests, and can change the events of
-     * one in the kernel. */
-    const unsigned need =
-        IORING_FEAT_EXT_ARG | IORING_FEAT_NODROP | IORING_FEAT_FAST_POLL | IORING_FEAT_RSRC_TAGS;
-    int ret = -EINVAL;
-
-    for (size_t i = 0; i < sizeof(setup_flags) / sizeof(setup_flags[0]) && ret == -EINVAL; i++) {
-        struct io_uring_params p = {
-            .flags = setup_flags[i] | IORING_SETUP_CQSIZE,
-            .cq_entries = entries < 256     ? 1024
-                          : entries > 16384 ? 65536
-                                            : entries * 4,
-        };
-
-        ret = io_uring_queue_init_params(entries, &m->ring, &p);
-        *ret_flags = setup_flags[i];
-    }
-    (void)ld_acquire(&rings_closed);
-    if (ret == 0 && (m->ring.features & need) != need) {
-        drop_ring(m);
-        return -ENOSYS; /* before Linux 5.13 */
-    }
-    return ret == -EINVAL ? -ENOSYS : ret; /* before 5.5, which came with CQSIZE */
-}
-
-static bool is_denial(int ret)
-{
-    return ret == -EPERM || ret == -EACCES || ret == -ENOSYS;
-}
-
-/*
- * A filter of system calls may allow the making of a ring and deny its use.  These calls do
- * nothing: the one has nothing to submit, the other asks about no operation, and the kernel may
- * refuse both of a ring that is not enabled yet.  One that needs no enabling does without
- * io_uring_register(2).
- */
-static int try_ring(struct uring_mon *m)
-{
-    int ret = io_uring_enter(m->ring.ring_fd, 0, 0, 0, NULL);
-
-    if (!is_denial(ret) && (m->ring.flags & IORING_SETUP_R_DISABLED)) {
-        ret = io_uring_register(m->ring.ring_fd, IORING_REGISTER_PROBE, NULL, 0);
-    }
-    return is_denial(ret) ? ret : 0;
-}
-
-static int uring_init(AioContext *ctx, unsigned entries)
+static int uring_init(AioContext *ctx, const AioContextOptions *opts)
 {
     struct uring_mon *m = calloc(1, sizeof(*m));
-    unsigned flags = 0;
     int ret;
 
     if (!m) {
         return -ENOMEM;
     }
-    ret = setup_ring(m, entries, &flags);
+    ret = uring_setup(ctx, m, opts);
     if (ret < 0) {
-        goto free_mon;
-    }
-    ret = try_ring(m);
-    if (ret < 0) {
-        goto close_ring;
+        free(m);
+        return ret;
     }
     m->wake.cb = own_completion;
     m->event_fd = -1;
-    m->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
-    if (m->ring.features & IORING_FEAT_NO_IOWAIT) {
-        m->enter_flags |= IORING_ENTER_NO_IOWAIT;
-    }
     ctx->mon_state = m;
     return 0;
-
-close_ring:
-    drop_ring(m);
-free_mon:
-    free(m);
-    return ret;
-}
-
-/* Whether a wait's timeout may be a time of CLOCK_MONOTONIC: an unknown flag is refused with EINVAL
- * before anything else is looked at. */
-static bool has_abs_timer(const struct uring_mon *m)
-{
-    struct io_uring_getevents_arg arg = { 0 };
-
-    return io_uring_enter2(m->ring.ring_fd, 0, 0, m->enter_flags | IORING_ENTER_ABS_TIMER,
-                           (sigset_t *)&arg, sizeof(arg)) >= 0;
 }
 
 static void uring_attach(AioContext *ctx)
 {
-    struct uring_mon *m = ctx->mon_state;
-    int ret;
-
-    if (m->ring.flags & IORING_SETUP_R_DISABLED) {
-        /* Not io_uring_enable_rings(): liburing 2.3's shared library does not export it. */
-        ret = io_uring_register(m->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-        if (ret < 0) {
-            die_misuse("aio_poll", "the kernel does not enable the ring: error %d", -ret);
-        }
-    }
-    if (has_abs_timer(m)) {
-        m->enter_flags |= IORING_ENTER_ABS_TIMER;
-    }
-    m->reg_ring = io_uring_register_ring_fd(&m->ring) == 1;
+    uring_setup_home(ctx, ctx->mon_state);
 }
 
 /* ---- Submitting and reaping ------------------------------------------------------------------ */
@@ -209,8 +87,10 @@ static void uring_attach(AioContext *ctx)
 /* Makes queued entries visible to the kernel; returns how many it has not taken yet, short submits
  * included.  The array is the identity; a ring that liburing 2.6 or later has set up may have none,
  * without being asked. */
-static unsigned flush_sq(struct io_uring_sq *sq)
+static unsigned flush_sq(struct uring_mon *m)
 {
+    struct io_uring_sq *sq = &m->ring.sq;
+
     if (sq->sqe_head != sq->sqe_tail) {
         if (sq->array) {
             for (; sq->sqe_head != sq->sqe_tail; sq->sqe_head++) {
@@ -218,17 +98,54 @@ static unsigned flush_sq(struct io_uring_sq *sq)
             }
         }
         sq->sqe_head = sq->sqe_tail;
-        io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+        if (m->sqpoll) {
+            st_seq(sq->ktail, sq->sqe_tail); /* pairs with sleep_flag() */
+        } else {
+            io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+        }
     }
     return sq->sqe_tail - io_uring_smp_load_acquire(sq->khead);
+}
+
+/* What wakes the kernel's submitter, when it sleeps: it sets the flag, then looks at the tail. */
+static unsigned sleep_flag(const struct uring_mon *m)
+{
+    return m->sqpoll && (ld_seq(m->ring.sq.kflags) & IORING_SQ_NEED_WAKEUP) ? IORING_ENTER_SQ_WAKEUP
+                                                                            : 0;
+}
+
+/* A poll request has completed. */
+static void take_event(AioContext *ctx, AioHandler *h, const struct io_uring_cqe *cqe)
+{
+    h->ready.res = cqe->res;
+    h->armed = false;
+    h->queued = true;
+    if (h->pprev) {
+        handler_unlink(h); /* its events cannot be changed any more */
+    }
+    context_complete(ctx, &h->ready);
+}
+
+/* The events of @h were changed, or not. */
+static void take_update(struct uring_mon *m, AioHandler *h, int res)
+{
+    h->updates--;
+    if (res == -EALREADY && h->armed && !h->pprev) {
+        handler_link(&m->to_arm, h);
+    }
 }
 
 /* Takes one completion out of the ring. */
 static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring_cqe *cqe)
 {
-    CqeHandler *handler = io_uring_cqe_get_data(cqe);
+    uintptr_t data = (uintptr_t)cqe->user_data;
+    CqeHandler *handler = (CqeHandler *)(data & ~UPDATE_BIT);
 
     if (!handler) {
+        return;
+    }
+    if (data & UPDATE_BIT) {
+        take_update(m, container_of(handler, AioHandler, ready), cqe->res);
         return;
     }
     if (handler == &m->wake) {
@@ -240,15 +157,13 @@ static void take_cqe(AioContext *ctx, struct uring_mon *m, const struct io_uring
         return;
     }
     m->inflight--;
-    handler->res = cqe->res;
-    handler->flags = cqe->flags;
-    if (!op_is_users(handler)) {
-        AioHandler *h = container_of(handler, AioHandler, ready);
-
-        h->armed = false;
-        h->queued = true;
+    if (op_is_users(handler)) {
+        handler->res = cqe->res;
+        handler->flags = cqe->flags;
+        context_complete(ctx, handler);
+    } else {
+        take_event(ctx, container_of(handler, AioHandler, ready), cqe);
     }
-    context_complete(ctx, handler);
 }
 
 static void reap(AioContext *ctx, struct uring_mon *m)
@@ -276,14 +191,19 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
 {
     struct io_uring_getevents_arg arg = { .ts = (uintptr_t)ts };
     unsigned flags = m->enter_flags | (m->reg_ring ? IORING_ENTER_REGISTERED_RING : 0);
+    unsigned to_submit = flush_sq(m);
     int ret;
+
+    if (unlikely(m->sqpoll)) {
+        flags |= sleep_flag(m) | (io_uring_sq_space_left(&m->ring) ? 0 : IORING_ENTER_SQ_WAIT);
+    }
 
     if (io_uring_smp_load_acquire(m->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) {
         count_own(&ctx->stats->cq_overflows, 1);
     }
     count_own(&ctx->stats->syscalls, 1);
-    ret = io_uring_enter2(m->ring.enter_ring_fd, flush_sq(&m->ring.sq), want, flags,
-                          (sigset_t *)&arg, sizeof(arg));
+    ret = io_uring_enter2(m->ring.enter_ring_fd, to_submit, want, flags, (sigset_t *)&arg,
+                          sizeof(arg));
     switch (ret) {
     case -EAGAIN: /* no memory for a request: let others get on */
         nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
@@ -299,6 +219,7 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
     case -EEXIST:
     case -EFAULT:
     case -EINVAL:
+    case -EOWNERDEAD:
         die_misuse("aio_poll", "io_uring_enter: error %d; was the ring's fd closed?", -ret);
     default: /* a count; -ETIME, -EINTR; -EBUSY: reaping makes room */
         break;
@@ -328,18 +249,31 @@ static void queue_own(struct uring_mon *m, struct io_uring_sqe *sqe, CqeHandler 
 
 /* ---- Fds ------------------------------------------------------------------------------------- */
 
+static void queue_update(AioContext *ctx, struct uring_mon *m, AioHandler *h)
+{
+    struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+    io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events, IORING_POLL_UPDATE_EVENTS);
+    sqe->user_data = (uintptr_t)&h->ready | UPDATE_BIT;
+    h->updates++;
+}
+
 /* @wake: also what wakes a sleep, which needs it alone. */
 static void arm_all(AioContext *ctx, struct uring_mon *m, bool wake)
 {
     AioHandler *h;
 
     while ((h = m->to_arm)) {
-        struct io_uring_sqe *sqe = get_sqe(ctx, m);
-
         handler_unlink(h);
-        io_uring_prep_poll_add(sqe, h->fd, h->events);
-        queue_own(m, sqe, &h->ready);
-        h->armed = true;
+        if (h->armed) {
+            queue_update(ctx, m, h);
+        } else {
+            struct io_uring_sqe *sqe = get_sqe(ctx, m);
+
+            io_uring_prep_poll_add(sqe, h->fd, h->events);
+            queue_own(m, sqe, &h->ready);
+            h->armed = true;
+        }
     }
     if (wake && !m->wake_armed) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
@@ -355,13 +289,8 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
     struct uring_mon *m = ctx->mon_state;
 
     embed_watch(ctx, h);
-    if (h->armed) { /* should it have completed meanwhile, the next arming takes the new events */
-        struct io_uring_sqe *sqe = get_sqe(ctx, m);
-
-        io_uring_prep_poll_update(sqe, (uintptr_t)&h->ready, 0, h->events,
-                                  IORING_POLL_UPDATE_EVENTS);
-        queue_own(m, sqe, NULL);
-    } else if (!h->pprev && !h->queued) {
+    /* Should it complete before it is changed, the next arming takes the new events. */
+    if (!h->pprev && !h->queued) {
         handler_link(&m->to_arm, h);
     }
 }
@@ -375,25 +304,26 @@ static void uring_rewatch(AioContext *ctx, AioHandler *h)
     }
 }
 
-/* Submitting the removal is not enough: the request holds the file until it has completed. */
+/* Submitting the removal is not enough: the request holds the file until it has completed.  Nor is
+ * it a removal, which the kernel may refuse when it has just been woken for the request. */
 static void uring_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
 
     embed_unwatch(ctx, h);
-    if (h->pprev) {
-        handler_unlink(h);
-    }
     if (h->armed) {
         struct io_uring_sqe *sqe = get_sqe(ctx, m);
 
-        io_uring_prep_poll_remove(sqe, (uintptr_t)&h->ready);
+        io_uring_prep_cancel(sqe, &h->ready, 0);
         queue_own(m, sqe, NULL);
         reap(ctx, m);
-        while (h->armed) {
-            enter(ctx, m, 1, NULL);
-            reap(ctx, m);
-        }
+    }
+    while (h->armed || h->updates) {
+        enter(ctx, m, 1, NULL);
+        reap(ctx, m);
+    }
+    if (h->pprev) {
+        handler_unlink(h);
     }
 }
 
@@ -427,7 +357,10 @@ static int uring_wait(AioContext *ctx, int64_t deadline_ns)
     if (ctx->done || m->woken) {
         wait = false; /* the queue was full, and making room has reaped something */
     }
-    to_submit = flush_sq(&m->ring.sq);
+    to_submit = flush_sq(m);
+    if (unlikely(m->sqpoll) && !sleep_flag(m)) {
+        to_submit = 0; /* they are taken without us */
+    }
     kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
     look = kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
     if (look || io_uring_cq_ready(&m->ring)) {
@@ -482,7 +415,7 @@ static int64_t uring_prepare(AioContext *ctx)
     /* What an edge was about came before it. */
     kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
     if ((kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || io_uring_cq_ready(&m->ring) ||
-        flush_sq(&m->ring.sq)) {
+        flush_sq(m)) {
         return WAIT_NOT;
     }
     return until;
@@ -549,7 +482,8 @@ static void uring_close(AioContext *ctx)
     if (m->inflight > 0) {
         return; /* the kernel may still write to memory of theirs: leave the ring and m be */
     }
-    drop_ring(m);
+    uring_drop_ring(m);
+    uring_free_tables(m);
     free(m);
 }
 

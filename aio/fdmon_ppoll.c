@@ -63,7 +63,7 @@ static int resize(struct ppoll_mon *m, unsigned size)
     return 0;
 }
 
-static int ppoll_init(AioContext *ctx, unsigned entries)
+static int ppoll_init(AioContext *ctx, const AioContextOptions *opts)
 {
     struct ppoll_mon *m = calloc(1, sizeof(*m));
 

@@ -216,6 +216,25 @@ void blk_unref(BlockBackend *blk)
     blk_close_check(blk);
 }
 
+/* ---- Registered buffers ---------------------------------------------------------------------- */
+
+int blk_register_buf(BlockBackend *blk, void *host, size_t size)
+{
+    if (!host || size == 0 || (uintptr_t)host + size < (uintptr_t)host) {
+        return -EINVAL;
+    }
+    rcu_check_fork("blk_register_buf");
+    return blk->drv->register_buf ? blk->drv->register_buf(blk->drv_state, host, size) : 0;
+}
+
+void blk_unregister_buf(BlockBackend *blk, void *host, size_t size)
+{
+    rcu_check_fork("blk_unregister_buf");
+    if (blk->drv->unregister_buf) {
+        blk->drv->unregister_buf(blk->drv_state, host, size);
+    }
+}
+
 /* ---- Getters --------------------------------------------------------------------------------- */
 
 int64_t blk_getlength(BlockBackend *blk)

@@ -115,6 +115,9 @@ struct BlockDriver {
     /* What the driver keeps per context; both may be NULL. */
     int (*queue_create)(void *state, AioContext *ctx, void **ret_queue);
     void (*queue_destroy)(void *queue);
+    /* Hints: @base will be used for transfers.  Both may be NULL.  Any thread. */
+    int (*register_buf)(void *state, void *base, size_t bytes);
+    void (*unregister_buf)(void *state, void *base, size_t bytes);
     /* Called once for each piece object before its first use and after its last; may be NULL. */
     void (*piece_init)(BlkPiece *piece, AioContext *ctx);
     void (*piece_fini)(BlkPiece *piece);

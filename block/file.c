@@ -34,6 +34,7 @@ static const BlkOptDesc file_options[] = {
     { "direct", BLK_OPT_SWITCH },
     { "create", BLK_OPT_SWITCH },
     { "size", BLK_OPT_SIZE },
+    { "registered", BLK_OPT_SWITCH },
     { NULL },
 };
 
@@ -174,6 +175,9 @@ static void file_prep(struct io_uring_sqe *sqe, void *opaque)
         prep_fallocate(sqe, piece);
         break;
     }
+    if (piece->queue) {
+        blk_file_fixed_prep(sqe, piece);
+    }
 }
 
 static void file_piece_init(BlkPiece *piece, AioContext *ctx)
@@ -232,6 +236,10 @@ BlockDriver blk_file_driver = {
     .close = blk_file_close,
     .getlength = file_getlength,
     .get_limits = file_get_limits,
+    .queue_create = blk_file_queue_create,
+    .queue_destroy = blk_file_queue_destroy,
+    .register_buf = blk_file_register_buf,
+    .unregister_buf = blk_file_unregister_buf,
     .piece_init = file_piece_init,
     .submit = file_submit,
     .cancel = file_cancel,

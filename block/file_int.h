@@ -6,6 +6,10 @@
 #include "aio/thread_pool_int.h"
 #include "block/driver_int.h"
 
+struct io_uring_sqe;
+typedef struct FileFixed FileFixed;
+typedef struct FileFixedQueue FileFixedQueue;
+
 typedef struct FileState {
     int fd;
     int tail_fd;  /* without O_DIRECT, to read a tail of odd size; -1: there is none */
@@ -15,6 +19,7 @@ typedef struct FileState {
     bool is_device;                      /* a block device */
     bool no_nowait;                      /* atomic: reads cannot be limited to the page cache */
     uint32_t offset_align, memory_align; /* of direct I/O; else 1 */
+    FileFixed *fixed;                    /* with registered=on; else NULL */
 } FileState;
 
 /* A piece's part of the thread pool. */
@@ -37,5 +42,15 @@ void blk_file_pool_cancel(FilePoolPiece *p);
 /* file_open.c */
 int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why);
 void blk_file_close(void *state);
+
+/* file_fixed.c */
+FileFixed *blk_file_fixed_new(void);
+void blk_file_fixed_put(FileFixed *fx);
+int blk_file_register_buf(void *state, void *base, size_t bytes);
+void blk_file_unregister_buf(void *state, void *base, size_t bytes);
+int blk_file_queue_create(void *state, AioContext *ctx, void **ret_queue);
+void blk_file_queue_destroy(void *queue);
+/* Has an operation that names an fd and a buffer use what is registered; the piece has a queue. */
+void blk_file_fixed_prep(struct io_uring_sqe *sqe, const BlkPiece *piece);
 
 #endif

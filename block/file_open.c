@@ -274,6 +274,13 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
     }
     s->fd = s->tail_fd = -1;
     s->direct = blk_opt_get(opts, "direct", 0);
+    if (blk_opt_get(opts, "registered", 0)) {
+        s->fixed = blk_file_fixed_new();
+        if (!s->fixed) {
+            free(s);
+            return blk_fail(ret_why, ENOMEM, "out of memory");
+        }
+    }
     ret = open_all(s, opts, &created, ret_why);
     if (ret < 0) {
         if (created) {
@@ -296,5 +303,6 @@ void blk_file_close(void *state)
     if (s->fd >= 0) {
         close(s->fd);
     }
+    blk_file_fixed_put(s->fixed);
     free(s);
 }

@@ -127,6 +127,25 @@ static unsigned Count(const std::string &text, const std::string &part)
     return n;
 }
 
+static std::string Describe(AioContext *ctx)
+{
+    char text[512];
+
+    aio_context_describe(ctx, text, sizeof(text));
+    return text;
+}
+
+/* @first was said before the context had a home, which may find more. */
+static void CheckDescription(AioContext *ctx, const std::string &monitor, const std::string &first)
+{
+    std::string text = Describe(ctx), why = first.substr(monitor.size());
+
+    Check(first.rfind(monitor + "; no io_uring here (", 0) == 0, "it is described as: " + first);
+    Check(text.rfind(monitor, 0) == 0 && text.size() >= first.size() &&
+              text.substr(text.size() - why.size()) == why,
+          "it is described as: " + text);
+}
+
 /* The end of a child in which contexts without a choice are to be of @monitor. */
 [[noreturn]] static void Serve(const std::string &monitor, const std::function<void()> &restrict)
 {
@@ -143,8 +162,11 @@ static unsigned Count(const std::string &text, const std::string &part)
     Check(aio_context_get_monitor(iothread_get_aio_context(io)) == monitor,
           "the iothread has another monitor");
 
+    std::string why = Describe(ctx);
     LimitFiles(RLIM_INFINITY);
     qemu_set_current_aio_context(ctx);
+    CheckDescription(ctx, monitor, why);
+    CheckDescription(iothread_get_aio_context(io), monitor, why);
     CheckLoop(ctx);
     CheckBlock(ctx);
     std::atomic<bool> ran{ false };
@@ -157,6 +179,8 @@ static unsigned Count(const std::string &text, const std::string &part)
     std::string said = testing::internal::GetCapturedStderr();
     testing::internal::CaptureStderr();
     fputs(said.c_str(), stderr);
+    Check(Count(said, "aioctx: " + why.substr(monitor.size() + 2) + "; using ") == 1,
+          "stderr and the description give different reasons");
     Check(Count(said, "aioctx:") == 1 && Count(said, "no io_uring here (") == 1 &&
               Count(said, "using " + monitor) == 1 &&
               Count(said, "no epoll (") == (monitor == "ppoll" ? 1 : 0),

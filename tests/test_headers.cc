@@ -137,6 +137,7 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_MEMBER(CqeHandler, flags, 12);
     EXPECT_MEMBER(CqeHandler, reserved, 24);
     EXPECT_EQ(sizeof(AioContextOptions), 96u);
+    EXPECT_MEMBER(AioContextOptions, sqpoll_idle_ms, 12);
     EXPECT_MEMBER(AioContextOptions, precise_ns, 16);
     EXPECT_MEMBER(AioContextOptions, histograms, 24);
     EXPECT_MEMBER(AioContextOptions, stall_limit_ns, 32);

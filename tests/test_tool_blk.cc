@@ -73,19 +73,13 @@ TEST(ToolBlk, HelpNamesEveryOption)
     CommandResult r = Blk("--help");
 
     EXPECT_EQ(r.status, 0);
-    for (const char *name : { "file",        "backend",
-                              "size",        "create",
-                              "direct",      "iothreads",
-                              "rw",          "rwmixread",
-                              "bs",          "iodepth",
-                              "rate",        "deadline",
-                              "verify",      "verify-errors-max",
-                              "layout",      "expect-pattern",
-                              "runtime",     "ios",
-                              "seed",        "fsync",
-                              "monitor",     "json",
-                              "no-progress", "help",
-                              "version" }) {
+    for (const char *name :
+         { "file",       "backend",        "size",     "create",      "direct",
+           "registered", "iothreads",      "rw",       "rwmixread",   "bs",
+           "iodepth",    "rate",           "deadline", "verify",      "verify-errors-max",
+           "layout",     "expect-pattern", "runtime",  "ios",         "seed",
+           "fsync",      "monitor",        "json",     "no-progress", "help",
+           "version" }) {
         EXPECT_NE(r.output.find(std::string("--") + name), std::string::npos) << name;
     }
     EXPECT_NE(r.output.find("Exit status"), std::string::npos);
@@ -345,7 +339,7 @@ INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkFiles, testing::ValuesIn(kMonitors), M
 TEST_P(ToolBlkFiles, VerifyRoundTripFindsNoMismatch)
 {
     for (const char *how : { "", " --rate 20k", " --rate 20k --deadline 2ms",
-                             " --bs 16k --iodepth 4", " --rw rw", " --fsync 8" }) {
+                             " --bs 16k --iodepth 4", " --rw rw", " --fsync 8", " --registered" }) {
         ScratchDir dir;
         CommandResult r = Blk("--file " + dir / "disk" +
                               " --create --size 4M --iothreads 2 --iodepth 8 "

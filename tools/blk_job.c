@@ -549,6 +549,9 @@ static bool make_slots(struct blk_job *job)
         return false;
     }
     blk_random_fill(&job->random, job->buffers, depth * stride); /* no device can shrink it */
+    if (blk_register_buf(job->config.blk, job->buffers, depth * stride) < 0) { /* until it closes */
+        return false;
+    }
     for (size_t i = 0; i < depth; i++) {
         struct slot *slot = &job->slots[i];
 

@@ -18,7 +18,8 @@
 
 /* clang-format off */
 enum {
-    OPT_FILE = 256, OPT_BACKEND, OPT_SIZE, OPT_CREATE, OPT_DIRECT, OPT_IOTHREADS, OPT_RW,
+    OPT_FILE = 256, OPT_BACKEND, OPT_SIZE, OPT_CREATE, OPT_DIRECT, OPT_REGISTERED, OPT_IOTHREADS,
+    OPT_RW,
     OPT_RWMIXREAD, OPT_BS, OPT_IODEPTH, OPT_RATE, OPT_DEADLINE, OPT_VERIFY, OPT_VERIFY_ERRORS_MAX,
     OPT_LAYOUT, OPT_EXPECT_PATTERN, OPT_RUNTIME, OPT_IOS, OPT_SEED, OPT_FSYNC, OPT_MONITOR,
     OPT_CPUS, OPT_JSON, OPT_NO_PROGRESS, OPT_HELP, OPT_VERSION,
@@ -30,6 +31,7 @@ static const struct option long_options[] = {
     {"size", required_argument, NULL, OPT_SIZE},
     {"create", no_argument, NULL, OPT_CREATE},
     {"direct", no_argument, NULL, OPT_DIRECT},
+    {"registered", no_argument, NULL, OPT_REGISTERED},
     {"iothreads", required_argument, NULL, OPT_IOTHREADS},
     {"rw", required_argument, NULL, OPT_RW},
     {"rwmixread", required_argument, NULL, OPT_RWMIXREAD},
@@ -73,6 +75,7 @@ static const char help[] =
     "  --create               make the file when it is not there, or extend it (with --file and\n"
     "                         --size)\n"
     "  --direct               bypass the page cache (with --file)\n"
+    "  --registered           register file and buffers with the rings (with --file)\n"
     "\n"
     "What to do:\n"
     "  --rw KIND              read, write, rw: one after the other; randread, randwrite, randrw:\n"
@@ -283,6 +286,8 @@ static bool take_option(struct blk_options *opt, int code, const char *text)
         return take_flag(&opt->create);
     case OPT_DIRECT:
         return take_flag(&opt->direct);
+    case OPT_REGISTERED:
+        return take_flag(&opt->registered);
     case OPT_IOTHREADS:
         return take_unsigned("iothreads", text, 1, MAX_IOTHREADS, &opt->iothreads);
     case OPT_RW:
@@ -338,9 +343,9 @@ static const char *conflict(const struct blk_options *opt, bool mix_given)
     if (opt->file && opt->backend) {
         return "--file and --backend: expected only one of them";
     }
-    if (opt->backend && (opt->create || opt->direct)) {
-        return "--create and --direct go with --file; a --backend spec has its own: "
-               "'file:PATH?create=on&size=1G&direct=on'";
+    if (opt->backend && (opt->create || opt->direct || opt->registered)) {
+        return "--create, --direct and --registered go with --file; a --backend spec has its own: "
+               "'file:PATH?create=on&size=1G&direct=on&registered=on'";
     }
     if (opt->create && !opt->size_bytes) {
         return "--create: expected --size too, the size of the file to make";

@@ -35,6 +35,7 @@ struct blk_options {
     bool random;
     bool create;
     bool direct;
+    bool registered;
     bool verify;
     bool layout;
     bool expect_pattern;

@@ -239,6 +239,7 @@ static void put_config(struct json *j, const struct blk_report *report)
     json_u64(j, "size_bytes", report->size_bytes);
     json_bool(j, "create", opt->create);
     json_bool(j, "direct", opt->direct);
+    json_bool(j, "registered", opt->registered);
     json_u64(j, "iothreads", opt->iothreads);
     json_string(j, "rw", opt->rw_name);
     json_u64(j, "rwmixread", opt->rwmixread);

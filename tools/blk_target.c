@@ -45,6 +45,10 @@ static char *make_spec(const struct blk_options *opt)
         fprintf(stream, "%cdirect=on", separator);
         separator = '&';
     }
+    if (opt->registered) {
+        fprintf(stream, "%cregistered=on", separator);
+        separator = '&';
+    }
     /* What is only read need not be writable. */
     if (!blk_options_writes(opt) && !opt->layout && !opt->create) {
         fprintf(stream, "%cread-only=on", separator);

@@ -15,7 +15,7 @@
  *   aio_set_fd_handler,
  *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
  *   aio_timer_new, aio_timer_init        any                       no
- *   aio_context_ref, _get_stats,
+ *   aio_context_ref, _get_stats, _describe,
  *   aio_context_set_precise,
  *   aio_context_set_poll_params          any                       no
  *   aio_context_unref                    any; see there            the last one: for operations
@@ -48,6 +48,10 @@ typedef struct AioContextOptions {
      * stderr, with the reason: missing, forbidden, out of memory or of file descriptors. */
     const char *monitor;
     unsigned ring_entries; /* of the submission queue, 1 to 32768; 0: 128 */
+    /* io_uring only.  0: the loop submits by itself.  Else a thread of the kernel's does (SQPOLL),
+     * which looks for entries all the time and sleeps after so many ms without any: it takes a
+     * processor of its own to make system calls rare. */
+    unsigned sqpoll_idle_ms;
     int64_t precise_ns;    /* as aio_context_set_precise(); 0: off */
     int32_t histograms;    /* as aio_context_set_histograms(): 1: on; -1: off; 0: as the environment
                             * variable AIOCTX_HISTOGRAMS says, on or off; off without it */
@@ -90,6 +94,20 @@ QEMUTimerListGroup *aio_context_get_timer_list_group(AioContext *ctx);
 /* The name of the context's monitor: "io_uring", "epoll" or "ppoll", a string of the library's
  * own.  Thread: any. */
 const char *aio_context_get_monitor(AioContext *ctx);
+
+/*
+ * Describes the context's monitor to people: its name, the kernel's features that it uses, those
+ * that it would use but the kernel, or the liburing that the library was built with, does not have,
+ * and, where a better monitor was tried, why there is none:
+ *
+ *   io_uring: cqsize submit-all r-disabled single-issuer coop-taskrun; without defer-taskrun
+ *   epoll: epoll-pwait2; no io_uring here (Operation not permitted)
+ *
+ * What only the home thread can try shows once that has polled, and registered files and buffers
+ * once a driver has asked for them.  Writes at most @size bytes to @buf, with the 0 at the end.
+ * Returns the length of the whole text without the 0, as snprintf(3).  Thread: any.
+ */
+int aio_context_describe(AioContext *ctx, char *buf, size_t size);
 
 /*
  * Precise mode: a blocking aio_poll() sleeps until @lead_ns before the soonest timer's deadline,

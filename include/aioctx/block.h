@@ -7,7 +7,8 @@
  * the submitting call, and never while the kernel or a library below still owns its buffer.
  *
  *                                       thread                              may block
- *   blk_open, blk_ref, the getters      any                                 open: on the disk
+ *   blk_open, blk_ref, the getters,
+ *   blk_register_buf, _unregister_buf   any                                 open: on the disk
  *   blk_unref                           any                                 see there
  *   blk_aio_*                           one with a current context (home)   no
  *   blk_aio_cancel_async                the one that submitted              no
@@ -65,6 +66,10 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *          read-only=on|off (off)
  *          create=on|off (off)      make the file when it is not there; needs size
  *          size=N                   with create: the size to make or extend the file to
+ *          registered=on|off (off)  register the file, and buffers of blk_register_buf(), with the
+ *                                   rings: for a little less work with each request.  The file then
+ *                                   stays open until each context that has used it has polled once
+ *                                   after the backend was closed
  *          detach=on|off (off)      see below
  *   null   size=N (1G)              reads give zeroes, writes are dropped
  *          latency-ns=N (0)         each request takes that long, measured by a timer
@@ -123,6 +128,26 @@ void blk_get_limits(BlockBackend *blk, BlkLimits *ret_limits);
  * Thread: any.
  */
 int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why);
+
+/*
+ * Tells that the @size bytes at @host will often be read into and written from, so that a driver
+ * may prepare for it: the file driver with registered=on has them registered with each ring that
+ * uses the backend, and their pages pinned in memory; requests of one buffer that lies within them
+ * then cost less.  It is a hint: whatever the kernel refuses (RLIMIT_MEMLOCK) goes as before.
+ * Returns 0, also when the driver has no use for it; -EINVAL for no memory; -EEXIST when some of it
+ * is registered with @blk already; -ENOMEM.
+ * Thread: any.  Lifetime: until blk_unregister_buf() the memory must neither be unmapped nor get
+ * other pages (mremap(2), MADV_DONTNEED).
+ */
+int blk_register_buf(BlockBackend *blk, void *host, size_t size);
+
+/*
+ * Takes that back, for the same range; one that is not registered is left alone.  No request of
+ * @blk may be using the memory, which may be freed when this returns; the contexts that have used
+ * it let go of its pages with their next iteration.  Closing the backend takes back all.
+ * Thread: any.
+ */
+void blk_unregister_buf(BlockBackend *blk, void *host, size_t size);
 
 /* ---- Requests -------------------------------------------------------------------------------- */
 

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The io_uring monitor: registered files and buffers.
+ *
+ * The ring gets a table of each kind when the first one is asked for, all of its entries empty
+ * (Linux 5.19), and a bitmap here says which are taken.  Where the kernel does not want to make a
+ * table it is not asked again; a single file or buffer may be refused without a word about others.
+ *
+ * Source: io_uring_register_files_sparse(3), io_uring_register_buffers_update_tag(3).
+ */
+#include "aio/fdmon_io_uring_int.h"
+#include "aio/monitor_int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+
+static int make_files(struct uring_mon *m, struct uring_table *t)
+{
+    struct rlimit limit;
+
+    /* The table must not be larger than what a process may have open. */
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < t->entries) {
+        t->entries = (unsigned)limit.rlim_cur;
+    }
+    return io_uring_register_files_sparse(&m->ring, t->entries);
+}
+
+static int make_bufs(struct uring_mon *m, struct uring_table *t)
+{
+    return io_uring_register_buffers_sparse(&m->ring, t->entries);
+}
+
+/* Returns the table, made when it is not there, or NULL. */
+static struct uring_table *get_table(AioContext *ctx, struct uring_table **table,
+                                     AioFeature feature,
+                                     int (*make)(struct uring_mon *, struct uring_table *))
+{
+    struct uring_mon *m = ctx->mon_state;
+    struct uring_table *t = *table;
+
+    if (!t) {
+        t = calloc(1, sizeof(*t));
+        if (!t) {
+            return NULL;
+        }
+        t->entries = URING_TABLE;
+        t->refused = make(m, t) < 0;
+        if (t->refused) {
+            monitor_set_feature(ctx, feature, false);
+        }
+        *table = t;
+    }
+    return t->refused ? NULL : t;
+}
+
+/* Returns the index of a free entry, taken; -1: there is none. */
+static int take_entry(struct uring_table *t)
+{
+    for (unsigned word = 0; word * 64 < t->entries; word++) {
+        if (~t->used[word]) {
+            unsigned i = word * 64 + (unsigned)__builtin_ctzll(~t->used[word]);
+
+            if (i >= t->entries) {
+                break;
+            }
+            t->used[word] |= UINT64_C(1) << (i % 64);
+            return (int)i;
+        }
+    }
+    return -1;
+}
+
+static void give_entry(struct uring_table *t, int i)
+{
+    must(t->used[i / 64] >> (i % 64) & 1);
+    t->used[i / 64] &= ~(UINT64_C(1) << (i % 64));
+}
+
+/* The monitor of a context of the calling thread whose ring is there; else NULL. */
+static struct uring_mon *mon_of(AioContext *ctx)
+{
+    return ctx->mon == &fdmon_io_uring && in_aio_context_home_thread(ctx) ? ctx->mon_state : NULL;
+}
+
+int aio_context_register_file(AioContext *ctx, int fd)
+{
+    struct uring_mon *m = mon_of(ctx);
+    struct uring_table *t =
+        m ? get_table(ctx, &m->files, FEATURE_REGISTERED_FILES, make_files) : NULL;
+    int i, ret;
+
+    if (!t) {
+        return -ENOTSUP;
+    }
+    i = take_entry(t);
+    if (i < 0) {
+        return -ENFILE;
+    }
+    ret = io_uring_register_files_update(&m->ring, (unsigned)i, &fd, 1);
+    monitor_set_feature(ctx, FEATURE_REGISTERED_FILES, ret == 1);
+    if (ret != 1) {
+        give_entry(t, i);
+        return ret < 0 ? ret : -EIO;
+    }
+    return i;
+}
+
+void aio_context_unregister_file(AioContext *ctx, int index)
+{
+    struct uring_mon *m = mon_of(ctx);
+    int none = -1;
+
+    if (m) {
+        io_uring_register_files_update(&m->ring, (unsigned)index, &none, 1);
+        give_entry(m->files, index);
+    }
+}
+
+static int set_buf(struct uring_mon *m, int i, void *base, size_t bytes)
+{
+    struct iovec iov = { base, bytes };
+    int ret = io_uring_register_buffers_update_tag(&m->ring, (unsigned)i, &iov, NULL, 1);
+
+    return ret == 1 ? 0 : ret < 0 ? ret : -EIO;
+}
+
+int aio_context_register_buf(AioContext *ctx, void *base, size_t bytes)
+{
+    struct uring_mon *m = mon_of(ctx);
+    struct uring_table *t =
+        m ? get_table(ctx, &m->bufs, FEATURE_REGISTERED_BUFFERS, make_bufs) : NULL;
+    int i, ret;
+
+    if (!t) {
+        return -ENOTSUP;
+    }
+    i = take_entry(t);
+    if (i < 0) {
+        return -ENFILE;
+    }
+    ret = set_buf(m, i, base, bytes);
+    monitor_set_feature(ctx, FEATURE_REGISTERED_BUFFERS, ret == 0);
+    if (ret < 0) {
+        give_entry(t, i);
+        return ret;
+    }
+    return i;
+}
+
+void aio_context_unregister_buf(AioContext *ctx, int index)
+{
+    struct uring_mon *m = mon_of(ctx);
+
+    if (m) {
+        set_buf(m, index, NULL, 0);
+        give_entry(m->bufs, index);
+    }
+}
+
+void uring_free_tables(struct uring_mon *m)
+{
+    free(m->files);
+    free(m->bufs);
+}
