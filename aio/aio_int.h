@@ -155,9 +155,9 @@ struct AioContext {
     uint64_t inflight_other;  /* aio_context_count_inflight() */
     uint32_t inflight_by_op[64];
     struct poll_state poll;
-    struct pool_queue *pool; /* its part of the thread pool; NULL: none yet */
+    struct pool_queue *pool;    /* its part of the thread pool; NULL: none yet */
     uint32_t features, dropped; /* atomic: of the monitor, see monitor_int.h */
-    struct embed *embed; /* a host's, see embed.c; NULL: nobody asked for the fd */
+    struct embed *embed;        /* a host's, see embed.c; NULL: nobody asked for the fd */
     struct observer observer;
 
     AioRcuHead rcu;

@@ -29,12 +29,12 @@
  * the list, io_uring, whose poll requests are one-shot, is not asked to watch it again after an
  * event (it is parked): a peer that writes to the fd finds nobody to tell.  All are watched before
  * a sleep, when aio_poll() is not to block, and after every WATCH_EVERY waits and IDLE_BH_NS of
- * one poll, since io_poll need not see an error of the fd.  epoll keeps its fds, as taking one out and back costs two system
- * calls; nobody who writes to one wakes anybody while the thread is awake. An io_poll that says yes
- * makes a completion of its own (handlers.c), so that what it leads to runs like all callbacks,
- * with no poll on the stack.  It may set and remove handlers, which ends this turn's walk of the
- * list, and whatever else a callback may; for what a poll under way cannot see of that, an earlier
- * timer or a nested iteration, `stale` ends it.
+ * one poll, since io_poll need not see an error of the fd.  epoll keeps its fds, as taking one out
+ * and back costs two system calls; nobody who writes to one wakes anybody while the thread is
+ * awake. An io_poll that says yes makes a completion of its own (handlers.c), so that what it leads
+ * to runs like all callbacks, with no poll on the stack.  It may set and remove handlers, which
+ * ends this turn's walk of the list, and whatever else a callback may; for what a poll under way
+ * cannot see of that, an earlier timer or a nested iteration, `stale` ends it.
  *
  * When not.  Polling takes the processor from a thread that may be the one which is waited for.
  * The clock is read each turn; a turn of POLL_GAP_NS or more, and a count of involuntary context

@@ -42,13 +42,13 @@
  * takes its expiry back, and an expiry whose deadline has not moved is work.
  *
  * Eventfds on the ring.  A completion that a write to an eventfd brings about, as of a poll request
- * on it, is not signalled to a registered eventfd: the kernel does not let eventfds nest, puts the signal
- * off by a grace period, and some versions (6.18 is one) do so only once and drop all later ones.
- * So the fds that may be eventfds, or sets that hold some, are watched beside the ring, level-
- * triggered, in a set of their own: they wake the host, and the ring says what has happened.  For
- * the same reason no request on the wake eventfd is on the ring while the host waits, other than one
- * that a blocking aio_poll() has left.  A file that was closed without the removal of its handlers
- * cannot be taken out of the set: then that is made anew.
+ * on it, is not signalled to a registered eventfd: the kernel does not let eventfds nest, puts the
+ * signal off by a grace period, and some versions (6.18 is one) do so only once and drop all later
+ * ones.  So the fds that may be eventfds, or sets that hold some, are watched beside the ring,
+ * level-triggered, in a set of their own: they wake the host, and the ring says what has
+ * happened.  For the same reason no request on the wake eventfd is on the ring while the host
+ * waits, other than one that a blocking aio_poll() has left.  A file that was closed without the
+ * removal of its handlers cannot be taken out of the set: then that is made anew.
  *
  * Everything here belongs to the home thread.
  *

@@ -39,7 +39,7 @@ struct uring_mon {
     unsigned enter_flags;             /* of every wait */
     uint64_t inflight;                /* all with a CqeHandler, our own included */
     struct uring_table *files, *bufs; /* NULL: not used so far */
-    int event_fd; /* eventfd registered with the ring, for a host; -1: none */
+    int event_fd;                     /* eventfd registered with the ring, for a host; -1: none */
 };
 
 /* fdmon_io_uring_setup.c: makes the ring, and decides how it is used. */

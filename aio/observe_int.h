@@ -10,8 +10,8 @@
  *
  * Beside this, `now` of the observer is a copy of the innermost callback for the thread that
  * watches (stall.c), written by home and read by that one: a sequence lock without fences, in which
- * every store is a release and every load an acquire.  begin_ns is 0 where no callback runs, or a nested
- * iteration is under way.
+ * every store is a release and every load an acquire.  begin_ns is 0 where no callback runs, or a
+ * nested iteration is under way.
  *
  * notified_ns of the context is when the notify was sent that ends this sleep.  A notifier stores
  * it before it writes the eventfd, if nobody else has; home clears it before a sleep and takes it

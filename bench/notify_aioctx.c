@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* notify_bench on aioctx: another thread schedules a bottom half of a context that polls. */
+/* notify_bench on aioctx: another thread schedules a bottom half of a context that sleeps, or, in
+ * the rows -polling, of one that busy-polls before it would. */
 #include "notify_impl.h"
 
 #include <aioctx/aio.h>
@@ -18,6 +19,9 @@ static void close_loop(void *opaque)
     aio_context_unref(loop->ctx);
     free(loop);
 }
+
+/* Longer than any round trip between loops that poll. */
+#define POLL_MAX_NS INT64_C(1000000)
 
 static void *open_on(const char *monitor, void (*woken)(void *opaque), void *opaque)
 {
@@ -48,6 +52,25 @@ static void *open_epoll(void (*woken)(void *opaque), void *opaque)
 static void *open_ppoll(void (*woken)(void *opaque), void *opaque)
 {
     return open_on("ppoll", woken, opaque);
+}
+
+static void *open_polling(const char *monitor, void (*woken)(void *opaque), void *opaque)
+{
+    struct loop *loop = open_on(monitor, woken, opaque);
+    if (loop && aio_context_set_poll_params(loop->ctx, POLL_MAX_NS, 0, 0)) {
+        bench_die("notify_bench: aio_context_set_poll_params failed");
+    }
+    return loop;
+}
+
+static void *open_uring_polling(void (*woken)(void *opaque), void *opaque)
+{
+    return open_polling("io_uring", woken, opaque);
+}
+
+static void *open_epoll_polling(void (*woken)(void *opaque), void *opaque)
+{
+    return open_polling("epoll", woken, opaque);
 }
 
 static void run_loop(void *opaque)
@@ -87,6 +110,19 @@ static const struct wake_loop epoll = { open_epoll, close_loop,  run_loop, stop_
 static const struct wake_loop ppoll_loop = { open_ppoll, close_loop,  run_loop, stop_loop,
                                              wake_loop,  notify_loop, sent_by };
 
+static const struct wake_loop uring_polling = {
+    open_uring_polling, close_loop, run_loop, stop_loop, wake_loop, notify_loop, sent_by
+};
+static const struct wake_loop epoll_polling = {
+    open_epoll_polling, close_loop, run_loop, stop_loop, wake_loop, notify_loop, sent_by
+};
+
 const struct notify_impl notify_aioctx = { .name = "aioctx", .loop = &uring };
 const struct notify_impl notify_aioctx_epoll = { .name = "aioctx-epoll", .loop = &epoll };
 const struct notify_impl notify_aioctx_ppoll = { .name = "aioctx-ppoll", .loop = &ppoll_loop };
+const struct notify_impl notify_aioctx_polling = { .name = "aioctx-polling",
+                                                   .loop = &uring_polling,
+                                                   .spins = true };
+const struct notify_impl notify_aioctx_epoll_polling = { .name = "aioctx-epoll-polling",
+                                                         .loop = &epoll_polling,
+                                                         .spins = true };

@@ -214,7 +214,8 @@ static bool run_burst(struct bench *b, const char *case_name, struct awake *a)
 
 static bool fits(const struct notify_impl *impl, enum mode mode)
 {
-    return impl->loop || (mode == AWAKE && (impl == &notify_eventfd || impl == &notify_futex));
+    return (impl->loop && !impl->spins) ||
+           (mode == AWAKE && (impl == &notify_eventfd || impl == &notify_futex));
 }
 
 void notify_awake_run(struct bench *b, const char *case_name, const char *impl_list)

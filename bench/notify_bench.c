@@ -23,11 +23,16 @@
 #define SAMPLES_MAX 100000
 
 const struct notify_impl *const notify_impls[] = {
-    &notify_aioctx,       &notify_aioctx_epoll,
-    &notify_aioctx_ppoll, &notify_futex,
-    &notify_eventfd,      &notify_eventfd_epoll,
-    &notify_msg_ring,     &notify_msg_send,
-    &notify_ring_read,    &notify_ring_poll,
+    &notify_aioctx,
+    &notify_aioctx_epoll,
+    &notify_aioctx_ppoll,
+    &notify_futex,
+    &notify_eventfd,
+    &notify_eventfd_epoll,
+    &notify_msg_ring,
+    &notify_msg_send,
+    &notify_ring_read,
+    &notify_ring_poll,
     &notify_ring_futex,
 #ifdef HAVE_LIBUV
     &notify_libuv,
@@ -35,7 +40,10 @@ const struct notify_impl *const notify_impls[] = {
 #ifdef HAVE_GLIB
     &notify_glib,
 #endif
-    &notify_spin,         NULL,
+    &notify_spin,
+    &notify_aioctx_polling,
+    &notify_aioctx_epoll_polling,
+    NULL,
 };
 #define IMPLS (sizeof(notify_impls) / sizeof(notify_impls[0]) - 1)
 

@@ -95,6 +95,8 @@ struct notify_impl {
 extern const struct notify_impl notify_aioctx; /* io_uring */
 extern const struct notify_impl notify_aioctx_epoll;
 extern const struct notify_impl notify_aioctx_ppoll;
+extern const struct notify_impl notify_aioctx_polling;
+extern const struct notify_impl notify_aioctx_epoll_polling;
 extern const struct notify_impl notify_futex;
 extern const struct notify_impl notify_eventfd;
 extern const struct notify_impl notify_eventfd_epoll;

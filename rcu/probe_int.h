@@ -2,7 +2,8 @@
 /*
  * Probes for tracers (USDT), of the provider "aioctx".  Each is a nop in the code, and a note
  * beside it that says where the arguments are; without the feature it is nothing, and its arguments
- * are not evaluated.  They should be at hand: what has to be computed for a probe is computed always.
+ * are not evaluated.  They should be at hand: what has to be computed for a probe is computed
+ * always.
  * docs/observability.md lists every probe, and a test compares.
  *
  * Source: https://sourceware.org/systemtap/wiki/UserSpaceProbeImplementation

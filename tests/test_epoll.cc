@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The epoll monitor's own: deadlines by timerfd and epoll_pwait2(), files that it does not take, and
- * files it cannot let go. */
+/* The epoll monitor's own: deadlines by timerfd and epoll_pwait2(), files that it does not take,
+ * and files it cannot let go. */
 #include "loop_support.h"
 #include "seccomp_support.h"
 

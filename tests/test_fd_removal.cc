@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Removing fd handlers while events pour in, from home and from elsewhere: what may be done with the
- * fd and its number from then on. */
+/* Removing fd handlers while events pour in, from home and from elsewhere: what may be done with
+ * the fd and its number from then on. */
 #include "loop_support.h"
 
 #include <arpa/inet.h>

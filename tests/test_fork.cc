@@ -338,7 +338,8 @@ TEST_P(Fork, ThreadOfAChildMayExit)
     ExpectUnaffected(&p);
 }
 
-/* A child that goes on holds what it has inherited, and the parent ends what it has all the same. */
+/* A child that goes on holds what it has inherited, and the parent ends what it has all the
+ * same. */
 TEST_P(Fork, ParentEndsEverythingWhileAChildLivesOn)
 {
     int go[2], status;

@@ -52,15 +52,15 @@ typedef struct AioContextOptions {
      * which looks for entries all the time and sleeps after so many ms without any: it takes a
      * processor of its own to make system calls rare. */
     unsigned sqpoll_idle_ms;
-    int64_t precise_ns;    /* as aio_context_set_precise(); 0: off */
-    int32_t histograms;    /* as aio_context_set_histograms(): 1: on; -1: off; 0: as the environment
+    int64_t precise_ns; /* as aio_context_set_precise(); 0: off */
+    int32_t histograms; /* as aio_context_set_histograms(): 1: on; -1: off; 0: as the environment
                             * variable AIOCTX_HISTOGRAMS says, on or off; off without it */
     uint32_t pad;
     int64_t stall_limit_ns; /* as aio_context_set_stall_limit(); 0: what AIOCTX_STALL_MS says, in
                              * milliseconds, off without it; negative: off */
-    int64_t poll_max_ns;   /* as aio_context_set_poll_params(); 0: off */
-    int64_t poll_grow;     /* likewise; 0: default */
-    int64_t poll_shrink;   /* likewise; 0: default */
+    int64_t poll_max_ns;    /* as aio_context_set_poll_params(); 0: off */
+    int64_t poll_grow;      /* likewise; 0: default */
+    int64_t poll_shrink;    /* likewise; 0: default */
     uint64_t reserved[4];   /* zero */
 } AioContextOptions;
 
@@ -343,12 +343,12 @@ typedef void EventNotifierHandler(EventNotifier *e);
  * asked the kernel about @fd.  They are called all the same when the loop sleeps or does not poll,
  * and for errors.  A handler that was not ready during 64 times max_ns of polling is left to the
  * kernel until its next event.
- * On the home thread the change holds when this returns; after a removal no callback for @fd follows, even when its event had
- * been seen already, and the kernel has let go of the file: it may be closed and its number used
- * again at once.  From another thread, or before the context has a home, the change is made by the
- * home thread soon; see aio_remove_fd_handler_async(). An error on the fd calls both handlers.
- * Remove the handlers before closing the fd: otherwise, what the monitor watches is up to the
- * kernel.
+ * On the home thread the change holds when this returns; after a removal no callback for @fd
+ * follows, even when its event had been seen already, and the kernel has let go of the file: it may
+ * be closed and its number used again at once.  From another thread, or before the context has a
+ * home, the change is made by the home thread soon; see aio_remove_fd_handler_async(). An error on
+ * the fd calls both handlers.  Remove the handlers before closing the fd: otherwise, what the
+ * monitor watches is up to the kernel.
  * Returns 0; -EBADF for a negative fd or, on the home thread, one that is not open; -ENOMEM;
  * -ESHUTDOWN on the home thread when the context has ended; elsewhere the change is dropped then.
  * Thread: any.

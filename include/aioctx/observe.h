@@ -106,9 +106,9 @@ typedef void AioStallFunc(const AioStall *stall, void *opaque);
 
 /*
  * Has callbacks reported that hold the context's loop for @limit_ns or longer: once while they
- * still do, by a thread of its own, and once when they have returned.  After a report of one callback,
- * others of the same context are only counted for a second.  While a limit is set, each callback
- * costs two looks at the clock, and the thread wakes up a few times in the shortest limit.
+ * still do, by a thread of its own, and once when they have returned.  After a report of one
+ * callback, others of the same context are only counted for a second.  While a limit is set, each
+ * callback costs two looks at the clock, and the thread wakes up a few times in the shortest limit.
  * @limit_ns: 0 to INT64_MAX; 0: off; a negative one aborts.  At first it is what AIOCTX_STALL_MS
  * says, in milliseconds; 0 without it.
  * Thread: any; takes effect with the context's next iteration.
