@@ -150,9 +150,15 @@ int main(int argc, char **argv)
     int ret;
 
     app.ctx = aio_context_new(NULL);
+    if (!app.ctx) {
+        perror("embed_poll: aio_context_new");
+        return 1;
+    }
     app.blk = blk_open(argc > 1 ? argv[1] : "null:?size=1M&latency-ns=200000", &why);
-    if (!app.ctx || !app.blk) {
-        fprintf(stderr, "embed_poll: %s\n", why ? why : strerror(errno));
+    if (!app.blk) {
+        fprintf(stderr, "embed_poll: %s\n", why ? why : "out of memory");
+        free(why);
+        aio_context_unref(app.ctx);
         return 1;
     }
     qemu_set_current_aio_context(app.ctx); /* where requests are submitted */
