@@ -98,7 +98,9 @@ static bool RefuseSetupFlags(unsigned flags)
         for (;;) {
             memset(&asked, 0, sizeof(asked));
             if (ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &asked)) {
-                return;
+                /* ENOENT: a ring that is torn down has interrupted the call, which asks again. */
+                Check(errno == ENOENT || errno == EINTR, "the supervisor hears nothing");
+                continue;
             }
             struct io_uring_params p;
             struct iovec to = { &p, sizeof(p) },
