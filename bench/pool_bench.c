@@ -190,7 +190,7 @@ int main(int argc, char **argv)
     struct bench b;
 
     bench_init(&b, "pool_bench", "Measures functions on the thread pool.", opts, argc, argv);
-    bench_check_list("case", cases, (const char *const[]){ "empty", "blocking", NULL });
+    bench_check_list("--case", cases, (const char *const[]){ "empty", "blocking", NULL });
     thread_pool_set_params(&(ThreadPoolParams){ .max_threads = THREADS_MAX });
     for (unsigned blocking = 0; blocking < 2; blocking++) {
         const char *name = blocking ? "blocking" : "empty";

@@ -7,22 +7,33 @@
  * outside any RCU read section.
  *
  *                                        thread                    may block
- *   aio_poll, aio_add_sqe                home                      aio_poll: when told to
+ *   aio_context_new                      any                       no
+ *   aio_poll, aio_compute_timeout        home                      aio_poll: when told to
+ *   aio_add_sqe, aio_cancel_sqe          home                      no
+ *   qemu_set_current_aio_context         the home-to-be            no
+ *   qemu_get_current_aio_context,
+ *   in_aio_context_home_thread           any                       no, lock-free
  *   aio_notify, aio_bh_schedule_oneshot,
  *   qemu_bh_schedule, _idle, _cancel     any, signal handlers too  no, lock-free
  *     (a oneshot allocates: not from a signal handler)
  *   aio_bh_new, qemu_bh_delete           any                       no
  *   aio_set_fd_handler,
  *   aio_set_event_notifier               any; see there            home: for the kernel, briefly
- *   aio_timer_new, aio_timer_init        any                       no
+ *   aio_remove_fd_handler_async          any                       no
+ *   event_notifier_set                   any, signal handlers too  no
+ *   event_notifier_*                     any                       no
+ *   aio_timer_new*, aio_timer_init*      any                       no
  *   aio_context_ref, _get_stats, _describe,
+ *   aio_context_get_monitor,
+ *   aio_context_get_timer_list_group,
  *   aio_context_set_precise,
  *   aio_context_set_poll_params          any                       no
  *   aio_context_unref                    any; see there            the last one: for operations
  *   aio_context_get_fd, _prepare,
  *   aio_context_dispatch                 home                      no
  *   iothread_new                         any                       for the thread, briefly
- *   iothread_get_stats                   any                       no
+ *   iothread_get_stats, the getters      any                       no
+ *   iothread_stop                        any, its own too          no
  *   iothread_destroy, iothread_join      any but the thread itself yes
  */
 #ifndef AIOCTX_AIO_H
@@ -54,7 +65,7 @@ typedef struct AioContextOptions {
     unsigned sqpoll_idle_ms;
     int64_t precise_ns; /* as aio_context_set_precise(); 0: off */
     int32_t histograms; /* as aio_context_set_histograms(): 1: on; -1: off; 0: as the environment
-                            * variable AIOCTX_HISTOGRAMS says, on or off; off without it */
+                         * variable AIOCTX_HISTOGRAMS says, on or off; off without it */
     uint32_t pad;
     int64_t stall_limit_ns; /* as aio_context_set_stall_limit(); 0: what AIOCTX_STALL_MS says, in
                              * milliseconds, off without it; negative: off */
@@ -392,8 +403,7 @@ struct CqeHandler {
  * next wait.  Operations that complete more than once (multishot, zero-copy send) are not
  * supported.
  * Returns 0; -ENOTSUP when the context's monitor is not io_uring; -EINVAL when the thread has no
- * context; -ESHUTDOWN when it has ended.  Then @prep and
- * @handler->cb are not called.
+ * context; -ESHUTDOWN when it has ended.  Then @prep and @handler->cb are not called.
  * Thread: home.  Lifetime: @handler and what the operation refers to belong to the library and the
  * kernel until its cb is called, within which it may be freed or used again.
  */

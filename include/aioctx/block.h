@@ -14,6 +14,7 @@
  *   blk_aio_cancel_async                the one that submitted              no
  *   blk_pread and the other sync calls  any                                 yes
  *   blk_drain, blk_drained_begin        any                                 yes
+ *   blk_drained_end, qemu_iovec_init_*  any                                 no
  */
 #ifndef AIOCTX_BLOCK_H
 #define AIOCTX_BLOCK_H

@@ -68,13 +68,13 @@ void aio_context_set_histograms(AioContext *ctx, bool on);
  * Thread: any. */
 void aio_context_get_histograms(AioContext *ctx, AioContextHistograms *ret_histograms);
 
-/* How many times it counts. */
+/* How many times it counts.  Thread: any, on one's own copy. */
 uint64_t aio_histogram_count(const AioHistogram *h);
 
 /*
  * The time that @per_100k of every 100000 do not exceed (99900: p99.9), rounded up to the last of
  * its bucket, but never above the largest one.  0 for an empty histogram.
- * @per_100k: 0 to 100000; a larger one counts as that.
+ * @per_100k: 0 to 100000; a larger one counts as that.  Thread: any, on one's own copy.
  */
 uint64_t aio_histogram_percentile(const AioHistogram *h, unsigned per_100k);
 
