@@ -133,6 +133,8 @@ TEST_F(Layout, AioStructsArePinned)
     EXPECT_EQ(sizeof(EventNotifier), 24u);
     EXPECT_MEMBER(EventNotifier, reserved, 16);
     EXPECT_EQ(sizeof(CqeHandler), 32u);
+    EXPECT_EQ(sizeof(AioWaiter), 64u);
+    EXPECT_MEMBER(AioWaiter, reserved, 32);
     EXPECT_MEMBER(CqeHandler, res, 8);
     EXPECT_MEMBER(CqeHandler, flags, 12);
     EXPECT_MEMBER(CqeHandler, reserved, 24);

@@ -4,6 +4,7 @@
 #define AIOCTX_AIOCTX_H
 
 #include <aioctx/aio.h>
+#include <aioctx/aio_wait.h>
 #include <aioctx/block.h>
 #include <aioctx/main_loop.h>
 #include <aioctx/observe.h>
