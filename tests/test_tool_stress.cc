@@ -213,6 +213,22 @@ TEST(ToolStressOptions, WrongOnesGetOneLineAndStatus2)
     }
 }
 
+/* Status 1 is for violations. */
+TEST(ToolStressOptions, WhatKeepsItFromRunningIsNoViolation)
+{
+    for (const char *mode : { "timers", "notify" }) {
+        CommandResult r = RunCommand(
+            std::string("AIOCTX_STALL_MS=soon " STRESS_PROGRAM " --seconds 1 --mode ") + mode);
+
+        EXPECT_EQ(r.status, 2) << mode;
+        EXPECT_NE(r.output.find("AIOCTX_STALL_MS is 'soon'"), std::string::npos) << r.output;
+        EXPECT_EQ(r.output.find("cannot start"), std::string::npos) << r.output;
+    }
+    CommandResult r = Stress("--seconds 1 --cpus 8000");
+    EXPECT_EQ(r.status, 2);
+    EXPECT_NE(r.output.find("IOThreadOptions.cpus is '8000'"), std::string::npos) << r.output;
+}
+
 TEST(ToolStressOptions, HelpSaysWhatASeedRepeats)
 {
     CommandResult r = Stress("--help");

@@ -326,13 +326,24 @@ const char *stress_monitor_of(unsigned context)
     return strcmp(S.opt.monitor, "auto") ? S.opt.monitor : NULL;
 }
 
+_Noreturn void stress_cannot_start(const char *what)
+{
+    int err = errno;
+
+    if (err != EINVAL) { /* else the library has said what is wrong with --cpus or a variable */
+        fprintf(stderr, "aioctx-stress: cannot start %s with monitor %s: %s\n", what, S.opt.monitor,
+                strerror(err));
+    }
+    exit(STRESS_CANNOT_RUN);
+}
+
 static void *must_alloc(size_t n, size_t size)
 {
     void *p = calloc(n, size);
 
     if (!p) {
         fprintf(stderr, "aioctx-stress: out of memory\n");
-        exit(1);
+        exit(STRESS_CANNOT_RUN);
     }
     return p;
 }
@@ -367,9 +378,7 @@ static void start_contexts(void)
 
         S.iothreads[i] = iothread_new(home(i)->name, &io);
         if (!S.iothreads[i]) {
-            fprintf(stderr, "aioctx-stress: cannot start an iothread with monitor %s: %s\n",
-                    S.opt.monitor, strerror(errno));
-            exit(1);
+            stress_cannot_start("an iothread");
         }
         S.ctx[i] = iothread_get_aio_context(S.iothreads[i]);
     }
@@ -394,7 +403,7 @@ static void start(pthread_t *threads)
 
         if (ret) {
             fprintf(stderr, "aioctx-stress: cannot start a thread: %s\n", strerror(ret));
-            exit(1);
+            exit(STRESS_CANNOT_RUN);
         }
     }
 }

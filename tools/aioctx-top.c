@@ -61,6 +61,12 @@ static _Noreturn void bad_option(const char *what, const char *value, const char
     exit(2);
 }
 
+static _Noreturn void bad_usage(const char *option, const char *what)
+{
+    fprintf(stderr, "aioctx-top: option '%s' %s; try 'aioctx-top --help'\n", option, what);
+    exit(2);
+}
+
 static _Noreturn void print_and_exit(const char *text)
 {
     fputs(text, stdout);
@@ -91,7 +97,7 @@ static struct options parse_options(int argc, char **argv)
     struct options opt = { .interval_ns = 1000000000 };
     int c;
 
-    while ((c = getopt_long(argc, argv, "i:n:1jhV", longs, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, ":i:n:1jhV", longs, NULL)) != -1) {
         switch (c) {
         case 'i':
             if (!parse_duration(optarg, &opt.interval_ns) || opt.interval_ns < 10000000 ||
@@ -114,9 +120,10 @@ static struct options parse_options(int argc, char **argv)
             print_and_exit(help);
         case 'V':
             print_and_exit("aioctx-top " AIOCTX_VERSION "\n");
+        case ':':
+            bad_usage(argv[optind - 1], "needs a value");
         default:
-            fprintf(stderr, "Try 'aioctx-top --help'.\n");
-            exit(2);
+            bad_usage(argv[optind - 1], "is none, or takes no value");
         }
     }
     if (argc - optind != 1) {

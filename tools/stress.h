@@ -52,6 +52,10 @@ enum op_kind {
 /* The highest number of worker threads and contexts: one bit each in the oracle's sets. */
 #define STRESS_ACTORS_MAX 30
 
+/* Exit status of a wrong option, and where there is no memory, thread or context to begin with: 1
+ * stands for a violation. */
+#define STRESS_CANNOT_RUN 2
+
 struct timer_gen;
 
 /*
@@ -195,6 +199,9 @@ const char *stress_clock_name(QEMUClockType type);
 
 /* Of which monitor a context is to be; NULL: whichever the library takes. */
 const char *stress_monitor_of(unsigned context);
+
+/* Ends the program: errno says why there is no @what. */
+_Noreturn void stress_cannot_start(const char *what);
 
 /* Has @func called on each home thread, outside its timers, and waits.  Not on a home thread. */
 void stress_visit_homes(void (*func)(struct actor *a));

@@ -73,7 +73,7 @@ static const char help[] =
     "  -h, --help         this\n"
     "\n"
     "Exit status: 0 nothing wrong, also after Ctrl-C; 1 a violation, printed with the operations\n"
-    "around it; 2 a wrong option.\n";
+    "around it; 2 a wrong option, or it cannot run here.\n";
 
 static _Noreturn void bad_option(const char *name, const char *value, const char *expected)
 {
@@ -136,7 +136,7 @@ static void parse_mix(struct options *opt, const char *value)
     char *copy = strdup(value), *save = NULL;
 
     if (!copy) {
-        exit(1);
+        exit(STRESS_CANNOT_RUN);
     }
     memset(opt->mix, 0, sizeof(opt->mix));
     memset(opt->wake_mix, 0, sizeof(opt->wake_mix));

@@ -430,7 +430,7 @@ static void make_channel(unsigned thread, unsigned loop, unsigned i)
     }
     if (ret < 0) {
         fprintf(stderr, "aioctx-stress: cannot make an eventfd: %s\n", strerror(-ret));
-        exit(1);
+        exit(STRESS_CANNOT_RUN);
     }
 }
 
@@ -463,9 +463,7 @@ static void make_loops(void)
         init_actor(&l->actor, "loop", i, (int)i, 2 * STRESS_ACTORS_MAX + i);
         l->ctx = aio_context_new(&opts);
         if (!l->ctx) {
-            fprintf(stderr, "aioctx-stress: cannot make a context with monitor %s: %s\n",
-                    S.opt.monitor, strerror(errno));
-            exit(1);
+            stress_cannot_start("a context");
         }
         l->far = must(aio_timer_new(l->ctx, QEMU_CLOCK_REALTIME, SCALE_NS, far_cb, NULL));
     }
@@ -477,7 +475,7 @@ static void start_thread(pthread_t *thread, void *(*func)(void *), void *opaque)
 
     if (ret) {
         fprintf(stderr, "aioctx-stress: cannot start a thread: %s\n", strerror(ret));
-        exit(1);
+        exit(STRESS_CANNOT_RUN);
     }
 }
 
