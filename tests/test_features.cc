@@ -137,6 +137,36 @@ static void PrepRead(struct io_uring_sqe *sqe, void *opaque)
     io_uring_prep_read(sqe, op->fd, &op->byte, 1, 0);
 }
 
+static void PollUntil(AioContext *ctx, const char *what, const std::function<bool()> &cond,
+                      bool blocking)
+{
+    for (int i = 0; i < 1000000 && !cond(); i++) {
+        aio_poll(ctx, blocking);
+    }
+    Check(cond(), what);
+}
+
+/* More operations than both queues hold. */
+static void CheckManyOperations(AioContext *ctx)
+{
+    struct Nop : CqeHandler {
+        int *left;
+    };
+    int left = 3000;
+    std::vector<Nop> nops(3000);
+
+    for (Nop &nop : nops) {
+        nop = Nop();
+        nop.left = &left;
+        nop.cb = [](CqeHandler *h) { --*static_cast<Nop *>(h)->left; };
+        Check(aio_add_sqe([](struct io_uring_sqe *sqe, void *) { io_uring_prep_nop(sqe); }, nullptr,
+                          &nop) == 0,
+              "aio_add_sqe");
+    }
+    PollUntil(
+        ctx, "an operation was lost", [&] { return left == 0; }, true);
+}
+
 static void CheckLoop(AioContext *ctx)
 {
     SocketPair s, t;
@@ -152,10 +182,7 @@ static void CheckLoop(AioContext *ctx)
     Call run{ [&] { ran++; } }, fire{ [&] { fired = true; } };
     ReadOp op = {};
     auto until = [&](const char *what, const std::function<bool()> &cond, bool blocking) {
-        for (int i = 0; i < 1000000 && !cond(); i++) {
-            aio_poll(ctx, blocking);
-        }
-        Check(cond(), what);
+        PollUntil(ctx, what, cond, blocking);
     };
 
     Check(aio_set_fd_handler(ctx, s.a, Call::Run, nullptr, nullptr, nullptr, &receive) == 0, "fd");
@@ -193,21 +220,7 @@ static void CheckLoop(AioContext *ctx)
         Check(op.cqe.res == 1 && op.byte == 'x', "the operation has read nothing");
         other.join();
     }
-    struct Nop : CqeHandler {
-        int *left;
-    };
-    int left = 3000; /* more than both queues hold */
-    std::vector<Nop> nops(3000);
-    for (Nop &nop : nops) {
-        nop = Nop();
-        nop.left = &left;
-        nop.cb = [](CqeHandler *h) { --*static_cast<Nop *>(h)->left; };
-        Check(aio_add_sqe([](struct io_uring_sqe *sqe, void *) { io_uring_prep_nop(sqe); }, nullptr,
-                          &nop) == 0,
-              "aio_add_sqe");
-    }
-    until(
-        "an operation was lost", [&] { return left == 0; }, true);
+    CheckManyOperations(ctx);
     Check(aio_set_fd_handler(ctx, s.a, nullptr, nullptr, nullptr, nullptr, nullptr) == 0, "fd");
 }
 
