@@ -53,6 +53,14 @@ static inline bool IsReadable(int fd)
     return poll(&p, 1, 0) == 1;
 }
 
+/* Prepares and dispatches until there is nothing to do. */
+static inline void SettleEmbedded(AioContext *ctx)
+{
+    while (aio_context_prepare(ctx) || IsReadable(aio_context_get_fd(ctx))) {
+        aio_context_dispatch(ctx);
+    }
+}
+
 class PollHost : public Host
 {
 public:

@@ -2,13 +2,9 @@
 /* The fd of an embedded context: when it is readable and when not, and what may come in between. */
 #include "embed_support.h"
 
-#include "seccomp_support.h"
-
-#include <aioctx/block.h>
 #include <aioctx/main_loop.h>
 #include <csignal>
 #include <cstring>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <thread>
 
@@ -16,22 +12,12 @@ class Embed : public OnEachMonitor
 {
 };
 ON_EACH_MONITOR(Embed);
-using EmbedDeathTest = Embed;
-ON_EACH_MONITOR(EmbedDeathTest);
 
 constexpr int64_t kHour = INT64_C(3600000000000);
 
 static int64_t Now()
 {
     return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-}
-
-/* Prepares and dispatches until there is nothing to do. */
-static void Settle(AioContext *ctx)
-{
-    while (aio_context_prepare(ctx) || IsReadable(aio_context_get_fd(ctx))) {
-        aio_context_dispatch(ctx);
-    }
 }
 
 /* ---- What makes it readable ------------------------------------------------------------------ */
@@ -52,7 +38,7 @@ TEST_P(Embed, IdleContextIsNotReadable)
     ScopedHandler quiet(ctx, pair.a, [] { FAIL(); });
     int fd = GetFd(ctx);
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     for (int i = 0; i < 10; i++) {
         EXPECT_FALSE(aio_context_prepare(ctx));
         EXPECT_FALSE(IsReadable(fd));
@@ -68,7 +54,7 @@ TEST_P(Embed, OneNotifyEndsOneWait)
     int fd = GetFd(ctx);
 
     for (int i = 0; i < 50; i++) {
-        Settle(ctx);
+        SettleEmbedded(ctx);
         aio_notify(ctx);
         aio_notify(ctx);
         EXPECT_TRUE(IsReadable(fd));
@@ -84,7 +70,7 @@ TEST_P(Embed, NotifyBeforePrepareMakesItSayNotToWait)
     ScopedContext ctx(GetParam());
 
     GetFd(ctx);
-    Settle(ctx);
+    SettleEmbedded(ctx);
     aio_context_dispatch(ctx);
     aio_notify(ctx); /* the thread is awake: no system call */
     EXPECT_EQ(ctx.Stats().notifies_sent, 0u);
@@ -100,7 +86,7 @@ TEST_P(Embed, NotifyAfterSeveralPreparesIsSeen)
     ScopedContext ctx(GetParam());
     int fd = GetFd(ctx);
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     for (int i = 0; i < 5; i++) {
         EXPECT_FALSE(aio_context_prepare(ctx));
         EXPECT_FALSE(IsReadable(fd));
@@ -121,7 +107,7 @@ TEST_P(Embed, SignalHandlerMakesItReadable)
 
     signal_bh = aio_bh_new(ctx, Call::Run, &call);
     auto old = signal(SIGUSR1, [](int) { qemu_bh_schedule(signal_bh); });
-    Settle(ctx);
+    SettleEmbedded(ctx);
     raise(SIGUSR1);
     EXPECT_TRUE(IsReadable(fd));
     EXPECT_TRUE(aio_context_dispatch(ctx));
@@ -145,10 +131,10 @@ TEST_P(Embed, IsReadableAsLongAsAHandlerLeavesSomething)
         }
     });
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     EXPECT_EQ(write(pair.b, "x", 1), 1);
     host.RunUntil([&] { return calls == 3; });
-    Settle(ctx);
+    SettleEmbedded(ctx);
     EXPECT_EQ(calls, 3);
     EXPECT_FALSE(IsReadable(host.fd()));
 }
@@ -168,7 +154,7 @@ TEST_P(Embed, EventNotifiersAreHeardEachTime)
                   nullptr, nullptr),
               0);
     for (int i = 1; i <= 20; i++) {
-        Settle(ctx);
+        SettleEmbedded(ctx);
         std::thread([&] { event_notifier_set(&e); }).join();
         EXPECT_TRUE(IsReadable(host.fd())) << i;
         host.RunUntil([&] { return heard == i; });
@@ -198,7 +184,7 @@ TEST_P(Embed, SetsOfEventfdsAreHeardEachTime)
         PollHost host(ctx);
 
         for (int i = 1; i <= 20; i++) {
-            Settle(ctx);
+            SettleEmbedded(ctx);
             std::thread([&] { EXPECT_EQ(write(ev, &one, sizeof(one)), 8); }).join();
             EXPECT_TRUE(IsReadable(host.fd())) << i;
             host.RunUntil([&] { return heard == i; });
@@ -222,7 +208,7 @@ TEST_P(Embed, RegularFilesAreAlwaysReady)
 
         host.RunUntil([&] { return calls == 5; });
     }
-    Settle(ctx);
+    SettleEmbedded(ctx);
     fclose(file);
 }
 
@@ -244,12 +230,12 @@ TEST_P(Embed, MoreFdsThanOneTurnTakesAreAllServed)
             served += static_cast<int>(read(fd, &c, 1));
         }));
     }
-    Settle(ctx);
+    SettleEmbedded(ctx);
     for (auto &pair : pairs) {
         EXPECT_EQ(write(pair->b, "x", 1), 1);
     }
     host.RunUntil([&] { return served == n; });
-    Settle(ctx);
+    SettleEmbedded(ctx);
     EXPECT_FALSE(IsReadable(host.fd()));
 }
 
@@ -267,7 +253,7 @@ TEST_P(Embed, HandlersOfOtherThreadsAreSetAndRemoved)
     } };
     Call gone{ [&] { removed = true; } };
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     std::thread([&] {
         aio_set_fd_handler(ctx, pair.a, Call::Run, nullptr, nullptr, nullptr, &take);
         EXPECT_EQ(write(pair.b, "x", 1), 1);
@@ -276,7 +262,7 @@ TEST_P(Embed, HandlersOfOtherThreadsAreSetAndRemoved)
     std::thread([&] { aio_remove_fd_handler_async(ctx, pair.a, Call::Run, &gone); }).join();
     host.RunUntil([&] { return removed; });
     EXPECT_EQ(write(pair.b, "x", 1), 1);
-    Settle(ctx);
+    SettleEmbedded(ctx);
     EXPECT_FALSE(IsReadable(host.fd()));
     EXPECT_EQ(calls, 1);
 }
@@ -294,7 +280,7 @@ TEST_P(Embed, FileThatWasClosedWithoutRemovalDoesNotMakeItReadableForEver)
     ScopedHandler on_byte(ctx, pair.a, [&] { heard = read(pair.a, &byte, 1) == 1; });
 
     ASSERT_EQ(aio_set_fd_handler(ctx, ev, Call::Run, nullptr, nullptr, nullptr, &call), 0);
-    Settle(ctx);
+    SettleEmbedded(ctx);
     again = dup(ev);
     close(ev);
     EXPECT_EQ(eventfd_write(again, 1), 0);
@@ -359,18 +345,18 @@ TEST_P(Embed, EdgesThatPrepareTakesAreNotLost)
 
     GetFd(ctx);
     for (int i = 1; i <= 20; i++) {
-        Settle(ctx);
+        SettleEmbedded(ctx);
         aio_context_dispatch(ctx);
         EXPECT_TRUE(PrepareBeside(ctx, [&] { EXPECT_EQ(write(pair.b, "x", 1), 1); })) << i;
-        Settle(ctx);
+        SettleEmbedded(ctx);
         EXPECT_EQ(bytes, i);
 
         aio_context_dispatch(ctx);
         EXPECT_TRUE(PrepareBeside(ctx, schedule)) << i;
-        Settle(ctx);
+        SettleEmbedded(ctx);
         aio_poll(ctx, false); /* the announcement of before is in force */
         EXPECT_TRUE(PrepareBeside(ctx, schedule)) << i;
-        Settle(ctx);
+        SettleEmbedded(ctx);
         EXPECT_EQ(ran, 2 * i);
     }
 }
@@ -383,7 +369,7 @@ TEST_P(Embed, TimerfdIsSetOnlyWhenTheDeadlineChanges)
     HeapTimer timer(aio_context_get_timer_list_group(ctx), [] { FAIL(); });
 
     GetFd(ctx);
-    Settle(ctx);
+    SettleEmbedded(ctx);
     timer_mod_ns(timer, Now() + kHour);
     aio_context_prepare(ctx);
     uint64_t before = ctx.Stats().syscalls, looks = strcmp(GetParam(), "ppoll") == 0;
@@ -412,7 +398,7 @@ TEST_P(Embed, DeadlineOfAnOwnWaitDoesNotEndTheHosts)
     }
     other.join();
     fired = false;
-    Settle(ctx);
+    SettleEmbedded(ctx);
     timer_mod_ns(far, Now() + 60 * SCALE_MS);
     host.RunUntil([&] { return fired; });
     EXPECT_LE(host.turns, strcmp(GetParam(), "io_uring") == 0 ? 2u : 1u);
@@ -427,7 +413,7 @@ TEST_P(Embed, TimerThatIsArmedSoonerElsewhereEndsTheWait)
 
     for (int i = 1; i <= 20; i++) {
         timer_mod_ns(timer, Now() + kHour);
-        Settle(ctx);
+        SettleEmbedded(ctx);
         std::thread([&] { timer_mod_ns(timer, Now() + 100 * SCALE_US); }).join();
         host.RunUntil([&] { return fired == i; });
     }
@@ -461,7 +447,7 @@ TEST_P(Embed, IdleBottomHalfRunsBesideABusyHost)
     Call call{ [&] { ran = true; } };
     QEMUBH *bh = aio_bh_new(ctx, Call::Run, &call);
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     aio_context_dispatch(ctx); /* awake: nobody is told of the bottom half */
     qemu_bh_schedule_idle(bh);
     aio_context_prepare(ctx);
@@ -503,10 +489,10 @@ TEST_P(Embed, OwnWaitsBelowCallbacksOfDispatch)
         done = true;
     } };
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     std::thread([&] { aio_bh_schedule_oneshot(ctx, Call::Run, &call); }).join();
     host.RunUntil([&] { return done; });
-    Settle(ctx);
+    SettleEmbedded(ctx);
     EXPECT_FALSE(IsReadable(host.fd()));
 }
 
@@ -545,10 +531,10 @@ TEST_P(Embed, OwnWaitTakesANotifyThatWasMeantForTheHost)
 
     GetFd(ctx);
     for (int i = 0; i < 20; i++) {
-        Settle(ctx);
+        SettleEmbedded(ctx);
         std::thread([&] { aio_notify(ctx); }).join();
         EXPECT_FALSE(aio_poll(ctx, true));
-        Settle(ctx);
+        SettleEmbedded(ctx);
     }
 }
 
@@ -559,7 +545,7 @@ TEST_P(Embed, CountsSleepsByWhatEndedThem)
     bool fired = false;
     HeapTimer timer(aio_context_get_timer_list_group(ctx), [&] { fired = true; });
 
-    Settle(ctx);
+    SettleEmbedded(ctx);
     AioContextStats before = ctx.Stats();
     aio_notify(ctx);
     aio_context_dispatch(ctx);
@@ -589,239 +575,3 @@ TEST_P(Embed, MainLoopsContextCanBeEmbedded)
     }
     qemu_cleanup_main_loop();
 }
-
-/* ---- Beginning and end ----------------------------------------------------------------------- */
-
-TEST_P(Embed, ClosesWithWorkInFlight)
-{
-    BlockBackend *blk = blk_open("null:?size=1M&latency-ns=5000000", nullptr);
-    char buf[512];
-    QEMUIOVector qiov;
-    int done = 0;
-    SocketPair pair;
-
-    ASSERT_NE(blk, nullptr);
-    qemu_iovec_init_buf(&qiov, buf, sizeof(buf));
-    {
-        ScopedContext ctx(GetParam());
-        Call nothing{ [] {} };
-
-        GetFd(ctx);
-        aio_set_fd_handler(ctx, pair.a, Call::Run, nullptr, nullptr, nullptr, &nothing);
-        ASSERT_NE(blk_aio_preadv(
-                      blk, 0, &qiov, static_cast<BdrvRequestFlags>(0),
-                      [](void *opaque, int) { ++*static_cast<int *>(opaque); }, &done),
-                  nullptr);
-        EXPECT_FALSE(aio_context_prepare(ctx));
-    }
-    EXPECT_EQ(done, 1);
-    blk_unref(blk);
-}
-
-TEST_P(Embed, LastReferenceMayGoElsewhereAndTheHostOfAnotherClosesIt)
-{
-    ScopedContext other(GetParam());
-    AioContextOptions opts = {};
-
-    opts.monitor = GetParam();
-    AioContext *ctx = aio_context_new(&opts);
-    int fd = GetFd(ctx);
-    GetFd(other);
-    EXPECT_FALSE(aio_context_prepare(ctx));
-    std::thread([&] { aio_context_unref(ctx); }).join();
-    EXPECT_NE(fcntl(fd, F_GETFD), -1);
-    aio_context_dispatch(other);
-    EXPECT_EQ(fcntl(fd, F_GETFD), -1);
-}
-
-TEST_P(Embed, HomeThreadMayExitWhileItsContextIsEmbedded)
-{
-    AioContextOptions opts = {};
-
-    opts.monitor = GetParam();
-    AioContext *ctx = aio_context_new(&opts);
-    std::thread([&] {
-        GetFd(ctx);
-        EXPECT_FALSE(aio_context_prepare(ctx));
-    }).join();
-    aio_notify(ctx);
-    aio_context_unref(ctx);
-}
-
-TEST_P(Embed, NobodyPaysForWhatIsNotAskedFor)
-{
-    ScopedContext ctx(GetParam());
-    int next = dup(0);
-
-    close(next);
-    aio_poll(ctx, false);
-    int then = dup(0);
-    close(then);
-    EXPECT_EQ(then, next); /* no fd was opened */
-    EXPECT_EQ(ctx.Stats().syscalls, 0u);
-}
-
-TEST_P(Embed, OutOfFdsLeavesTheContextAsItWas)
-{
-    ScopedContext ctx(GetParam());
-    PollHost *host = nullptr;
-    struct rlimit old, none;
-    bool fired = false;
-    HeapTimer timer(aio_context_get_timer_list_group(ctx), [&] { fired = true; });
-
-    getrlimit(RLIMIT_NOFILE, &old);
-    none = old;
-    int next = dup(0), failures = 0;
-    close(next);
-    for (int room = 0; !host; room++) { /* fails at each fd in turn */
-        none.rlim_cur = static_cast<rlim_t>(next + room);
-        setrlimit(RLIMIT_NOFILE, &none);
-        int ret = aio_context_get_fd(ctx);
-        setrlimit(RLIMIT_NOFILE, &old);
-        if (ret < 0) {
-            EXPECT_EQ(ret, -EMFILE);
-            failures++;
-            aio_poll(ctx, false);
-            continue;
-        }
-        host = new PollHost(ctx);
-    }
-    EXPECT_GE(failures, 2);
-    timer_mod_ns(timer, Now() + SCALE_MS);
-    host->RunUntil([&] { return fired; });
-    SocketPair pair;
-    ScopedHandler on_byte(ctx, pair.a, [] {});
-    Settle(ctx);
-    EXPECT_EQ(write(pair.b, "x", 1), 1);
-    EXPECT_TRUE(IsReadable(host->fd()));
-    delete host;
-}
-
-/* The fds beside the ring need one more, which may not be had when they come. */
-TEST_P(Embed, OutOfFdsLaterLosesNothing)
-{
-    ScopedContext ctx(GetParam());
-    PollHost host(ctx);
-    struct rlimit old, none;
-    int ev = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), heard = 0;
-
-    {
-        ScopedHandler on_event(ctx, ev, [&] {
-            eventfd_t value;
-
-            heard += eventfd_read(ev, &value) == 0;
-        });
-        getrlimit(RLIMIT_NOFILE, &old);
-        none = old;
-        none.rlim_cur = 3;
-        setrlimit(RLIMIT_NOFILE, &none);
-        aio_context_prepare(ctx);
-        for (int i = 1; i <= 3; i++) {
-            EXPECT_EQ(eventfd_write(ev, 1), 0);
-            if (i == 3) {
-                setrlimit(RLIMIT_NOFILE, &old);
-            }
-            host.RunUntil([&] { return heard == i; });
-        }
-        Settle(ctx);
-    }
-    close(ev);
-}
-
-TEST_P(EmbedDeathTest, PrepareAndDispatchWithoutAnFdAbort)
-{
-    ScopedContext ctx(GetParam());
-
-    EXPECT_DEATH(aio_context_prepare(ctx), "aio_context_prepare: aio_context_get_fd");
-    EXPECT_DEATH(aio_context_dispatch(ctx), "aio_context_dispatch: aio_context_get_fd");
-}
-
-TEST_P(EmbedDeathTest, AnotherThreadAborts)
-{
-    ScopedContext ctx(GetParam());
-
-    GetFd(ctx);
-    EXPECT_DEATH(std::thread([&] { aio_context_get_fd(ctx); }).join(), "home is another thread");
-    EXPECT_DEATH(std::thread([&] { aio_context_prepare(ctx); }).join(), "home is another thread");
-    EXPECT_DEATH(std::thread([&] { aio_context_dispatch(ctx); }).join(), "home is another thread");
-}
-
-/* Where epoll is denied there is no fd, and the context works as before. */
-TEST_P(Embed, SaysThatTheKernelDeniesWhatItNeeds)
-{
-    for (long call : { SYS_epoll_create1, SYS_timerfd_create, SYS_timerfd_settime }) {
-        std::thread([&] {
-            ScopedContext ctx(GetParam());
-            Call nothing{ [] {} };
-
-            if (!Deny({ { call, EPERM } })) {
-                return;
-            }
-            EXPECT_EQ(aio_context_get_fd(ctx), -EPERM) << call;
-            aio_bh_schedule_oneshot(ctx, Call::Run, &nothing);
-            EXPECT_TRUE(aio_poll(ctx, false));
-        }).join();
-    }
-}
-
-#ifdef HAVE_GLIB
-TEST_P(Embed, GSourceHoldsAReferenceAndEndsWithIt)
-{
-    AioContextOptions opts = {};
-
-    opts.monitor = GetParam();
-    AioContext *ctx = aio_context_new(&opts);
-    GMainContext *main = g_main_context_new();
-    GSource *source = aio_get_g_source(ctx);
-    int fd = GetFd(ctx), ran = 0;
-    Call call{ [&] { ran++; } };
-
-    g_source_attach(source, main);
-    aio_bh_schedule_oneshot(ctx, Call::Run, &call);
-    aio_context_unref(ctx); /* the source's is the last */
-    while (ran == 0) {
-        g_main_context_iteration(main, TRUE);
-    }
-    g_source_destroy(source);
-    EXPECT_NE(fcntl(fd, F_GETFD), -1);
-    g_source_unref(source);
-    EXPECT_EQ(fcntl(fd, F_GETFD), -1);
-    g_main_context_unref(main);
-}
-
-TEST_P(Embed, GSourceRecursesWhereThatIsAllowed)
-{
-    ScopedContext ctx(GetParam());
-    GlibHost host(ctx);
-    bool inner = false, outer = false;
-    Call deep{ [&] { inner = true; } };
-    Call call{ [&] {
-        std::thread other([&] { aio_bh_schedule_oneshot(ctx, Call::Run, &deep); });
-
-        host.RunUntil([&] { return inner; });
-        other.join();
-        outer = true;
-    } };
-
-    g_source_set_can_recurse(host.source(), TRUE);
-    aio_bh_schedule_oneshot(ctx, Call::Run, &call);
-    host.RunUntil([&] { return outer; });
-}
-
-TEST_P(Embed, GSourcesCallbackEndsIt)
-{
-    ScopedContext ctx(GetParam());
-    GlibHost host(ctx);
-    static int calls;
-
-    calls = 0;
-    g_source_set_callback(
-        host.source(), [](gpointer) -> gboolean { return ++calls < 2; }, nullptr, nullptr);
-    for (int i = 0; i < 2; i++) {
-        aio_notify(ctx);
-        host.Turn(true);
-    }
-    EXPECT_EQ(calls, 2);
-    EXPECT_TRUE(g_source_is_destroyed(host.source()));
-}
-#endif
