@@ -86,15 +86,18 @@ static void callback_begins(AioHandler *h)
     }
 }
 
-/* A handler of @fd, removed or not, whose callback is on the stack. */
+/* The handler of @fd, removed or not, whose callback is on the stack.  Of several the outermost: a
+ * callback may have replaced its own handler and run the new one's. */
 static AioHandler *find_busy(AioContext *ctx, int fd)
 {
-    AioHandler *h = ctx->busy;
+    AioHandler *found = NULL;
 
-    while (h && h->fd != fd) {
-        h = h->busy_below;
+    for (AioHandler *h = ctx->busy; h; h = h->busy_below) {
+        if (h->fd == fd) {
+            found = h;
+        }
     }
-    return h;
+    return found;
 }
 
 static void free_unless_used(AioHandler *h)

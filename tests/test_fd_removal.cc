@@ -382,3 +382,56 @@ TEST_P(FdRemoval, PortCanBeReboundOnceTheContextHasEnded)
         close(listener.fd);
     }
 }
+
+/* A callback replaces its own handler and runs the new one's below itself: who removes the fd then
+ * is told when the outer one has returned, too. */
+TEST_P(FdRemoval, AnAsyncOneIsToldWhenNoCallbackOfTheFdRunsBelow)
+{
+    struct Nest {
+        AioContext *ctx;
+        SocketPair pair;
+        int depth = 0, inner = 0, told = 0;
+
+        static void OnInner(void *opaque)
+        {
+            auto n = static_cast<Nest *>(opaque);
+
+            n->depth++;
+            n->inner++;
+            EXPECT_EQ(aio_remove_fd_handler_async(n->ctx, n->pair.a, OnTold, n), 0);
+            aio_poll(n->ctx, false);
+            n->depth--;
+        }
+        static void OnOuter(void *opaque)
+        {
+            auto n = static_cast<Nest *>(opaque);
+
+            n->depth++;
+            EXPECT_EQ(Remove(n->ctx, n->pair.a), 0);
+            EXPECT_EQ(aio_set_fd_handler(n->ctx, n->pair.a, OnInner, nullptr, nullptr, nullptr, n),
+                      0);
+            for (int i = 0; i < 100; i++) {
+                aio_poll(n->ctx, false);
+            }
+            EXPECT_EQ(n->inner, 1);
+            n->depth--;
+        }
+        static void OnTold(void *opaque)
+        {
+            auto n = static_cast<Nest *>(opaque);
+
+            EXPECT_EQ(n->depth, 0) << "told while a callback runs";
+            n->told++;
+        }
+    };
+    ScopedContext ctx(GetParam());
+    Nest n;
+
+    n.ctx = ctx;
+    ASSERT_EQ(write(n.pair.b, "x", 1), 1);
+    ASSERT_EQ(aio_set_fd_handler(ctx, n.pair.a, Nest::OnOuter, nullptr, nullptr, nullptr, &n), 0);
+    for (int i = 0; i < 1000 && !n.told; i++) {
+        aio_poll(ctx, false);
+    }
+    EXPECT_EQ(n.told, 1);
+}
