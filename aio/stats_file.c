@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -68,6 +69,14 @@ int stats_file_check_environment(void)
     return 0;
 }
 
+/* Past the limit ftruncate() would end the process by SIGXFSZ. */
+static bool may_be_that_large(void)
+{
+    struct rlimit limit;
+
+    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur >= FILE_SIZE;
+}
+
 static void *map_file(int fd)
 {
     void *mem;
@@ -89,8 +98,12 @@ static void *map_file(int fd)
 static void make_file_locked(void)
 {
     AioStatsFileHeader *made;
-    int fd = memfd_create(AIO_STATS_FILE_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd;
 
+    if (!may_be_that_large()) {
+        return;
+    }
+    fd = memfd_create(AIO_STATS_FILE_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) {
         return;
     }

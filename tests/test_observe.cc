@@ -6,6 +6,7 @@
 #include <aioctx/main_loop.h>
 #include <aioctx/observe.h>
 
+#include <csignal>
 #include <cstring>
 #include <liburing.h>
 #include <map>
@@ -892,4 +893,31 @@ TEST(StatsFileDeathTest, OffMeansNoSlot)
     };
 
     EXPECT_EXIT(check(), testing::ExitedWithCode(0), "");
+}
+
+/* Making a file past the limit would be a SIGXFSZ. */
+TEST(StatsFileDeathTest, ALimitOfFileSizesIsNoDeath)
+{
+    GTEST_FLAG_SET(death_test_style, "threadsafe"); /* in a process that has no file yet */
+    const char *was = getenv("AIOCTX_STATS");
+    std::string stats = was ? was : "on";
+    auto check = [] {
+        struct rlimit limit;
+
+        setenv("AIOCTX_STATS", "on", 1);
+        signal(SIGXFSZ, SIG_DFL);
+        getrlimit(RLIMIT_FSIZE, &limit);
+        limit.rlim_cur = 65536;
+        setrlimit(RLIMIT_FSIZE, &limit);
+        AioContext *ctx = aio_context_new(nullptr);
+        AioContextStats stats;
+
+        aio_poll(ctx, false);
+        aio_context_get_stats(ctx, &stats);
+        _exit(stats.iterations == 1 ? 0 : 1);
+    };
+
+    setenv("AIOCTX_STATS", "off", 1); /* for the contexts that look which monitors there are */
+    EXPECT_EXIT(check(), testing::ExitedWithCode(0), "");
+    setenv("AIOCTX_STATS", stats.c_str(), 1);
 }
