@@ -377,6 +377,8 @@ void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
 
 void context_close(AioContext *ctx)
 {
+    int cancel = cancel_off(); /* nobody else would do the rest */
+
     if (!ctx->shut) {
         context_enter_home(ctx, "aio_context_unref"); /* who closes one that was never polled */
         context_shutdown(ctx, "aio_context_unref", CONTEXT_STOP_LIMIT_NS);
@@ -387,6 +389,7 @@ void context_close(AioContext *ctx)
     home_forget(ctx);
     /* A timer's late notify_cb may still be on its way to us, and to wake_fd: timers/list_int.h. */
     aio_call_rcu(&ctx->rcu, free_context);
+    cancel_restore(cancel);
 }
 
 void aio_context_unref(AioContext *ctx)

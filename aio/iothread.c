@@ -285,9 +285,10 @@ static int ask_kernel(const IOThread *io, IOThreadStats *ret)
 int iothread_get_stats(IOThread *iothread, IOThreadStats *ret_stats)
 {
     IOThreadStats stats = { .tid = iothread->tid };
-    int ret = 0;
+    int ret = 0, cancel;
 
     rcu_check_fork("iothread_get_stats");
+    cancel = cancel_off(); /* the thread could not end without the lock */
     pthread_mutex_lock(&iothread->lock);
     if (iothread->ended) {
         stats = iothread->at_the_end;
@@ -296,6 +297,7 @@ int iothread_get_stats(IOThread *iothread, IOThreadStats *ret_stats)
         stats.running = true;
     }
     pthread_mutex_unlock(&iothread->lock);
+    cancel_restore(cancel);
     if (ret < 0) {
         return ret;
     }

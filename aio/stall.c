@@ -316,6 +316,8 @@ void stall_watch(AioContext *ctx, int64_t limit_ns)
 
 void stall_close(AioContext *ctx)
 {
+    int cancel = cancel_off(); /* it would end with the lock held */
+
     pthread_once(&once, init_once);
     pthread_mutex_lock(&lock);
     if (ctx->observer.pprev_watched) {
@@ -326,4 +328,5 @@ void stall_close(AioContext *ctx)
         pthread_cond_wait(&w.changed, &lock);
     }
     pthread_mutex_unlock(&lock);
+    cancel_restore(cancel);
 }
