@@ -44,7 +44,7 @@
 #include <time.h>
 #include <urcu/urcu-memb.h>
 
-enum { BACKLOG_MAX = 65536 };
+enum { BACKLOG_MAX = 65536, RECLAIM_LIMIT_MS = 2000 };
 
 struct deferred {
     struct rcu_head urcu;
@@ -64,6 +64,7 @@ static pthread_key_t exit_key;
 bool rcu_forked;              /* written once, in a child's only thread */
 static bool used;             /* atomic: there is state that a child must not use */
 static unsigned long backlog; /* deferred calls not yet made; atomic */
+static unsigned long made;    /* those that were; atomic */
 static char edge;             /* the address that stands for "a read section ended" */
 
 static void unregister_self(void *unused)
@@ -188,6 +189,7 @@ static void run_deferred(struct rcu_head *urcu)
     d->func((AioRcuHead *)d);
     self.in_deferred = false;
     fetch_sub_seq(&backlog, 1);
+    fetch_add_seq(&made, 1); /* in this order, see rcu_reclaim() */
 }
 
 bool rcu_may_wait(void)
@@ -201,17 +203,26 @@ void rcu_set_may_not_wait(void)
     self.may_not_wait = true;
 }
 
+/*
+ * No barrier: a deferred call, or a read section, may itself wait for the caller, who holds a lock
+ * of the program's that it wants; and liburcu's barrier allocates, and ends the program when it
+ * cannot.  Calls are made in the order in which they were queued, so their number tells.
+ */
 bool rcu_reclaim(void)
 {
+    /* In this order, the opposite of run_deferred()'s: never more than there are. */
+    unsigned long before = ld_seq(&made), waiting = ld_seq(&backlog);
     int cancel;
 
-    if (!rcu_may_wait() || ld_relaxed(&backlog) == 0) {
+    if (!rcu_may_wait() || waiting == 0) {
         return false;
     }
     cancel = cancel_off();
-    aio_rcu_barrier();
+    for (int i = 0; i < RECLAIM_LIMIT_MS && ld_seq(&made) - before < waiting; i++) {
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    }
     cancel_restore(cancel);
-    return true;
+    return ld_seq(&made) - before >= waiting;
 }
 
 /* Bounds the memory that waits to be freed where the caller may be held up. */

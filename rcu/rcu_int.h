@@ -29,8 +29,10 @@ bool rcu_may_wait(void);
 void rcu_set_may_not_wait(void);
 
 /*
- * Waits for the deferred calls that were queued before, which give memory and descriptors back.
- * Returns false at once where there are none, and where the calling thread may not wait.
+ * Waits for the deferred calls that were queued before, which give memory and descriptors back; two
+ * seconds at most, since one of them may wait for a lock that the caller holds.
+ * Returns false when they were not made by then, and at once where there are none, and where the
+ * calling thread may not wait.
  */
 bool rcu_reclaim(void);
 

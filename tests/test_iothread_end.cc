@@ -6,6 +6,7 @@
 #include <fstream>
 #include <liburing.h>
 #include <malloc.h>
+#include <mutex>
 #include <sys/resource.h>
 #include <thread>
 
@@ -364,6 +365,44 @@ TEST_P(IOThreadChurn, WithoutDescriptorsItIsAnErrorEverywhere)
     for (int e : err) {
         EXPECT_EQ(e, EMFILE);
     }
+}
+
+/* A deferred call wants a lock that is held by who makes a context: an error in the end. */
+TEST(IOThreadDescriptors, ADeferredCallThatWaitsForTheCallerIsNoHang)
+{
+    struct Deferred {
+        AioRcuHead head;
+        std::mutex lock;
+        std::atomic<bool> began{ false };
+    } d;
+    struct rlimit was, none;
+    AioContext *ctx;
+    int err;
+
+    { /* the library's own fd */
+        ScopedContext first;
+    }
+    aio_rcu_barrier();
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &was), 0);
+    none = was;
+    none.rlim_cur = 0;
+    d.lock.lock();
+    aio_call_rcu(&d.head, [](AioRcuHead *head) {
+        auto mine = reinterpret_cast<Deferred *>(head);
+
+        mine->began = true;
+        mine->lock.lock();
+        mine->lock.unlock();
+    });
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    ctx = aio_context_new(nullptr);
+    err = errno;
+    setrlimit(RLIMIT_NOFILE, &was);
+    d.lock.unlock();
+    EXPECT_EQ(ctx, nullptr);
+    EXPECT_EQ(err, EMFILE);
+    EXPECT_TRUE(d.began);
+    aio_rcu_barrier();
 }
 
 /* ---- Stopped in the midst of it -------------------------------------------------------------- */
