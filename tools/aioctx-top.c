@@ -45,8 +45,8 @@ static const char help[] =
     "All but CPU%, the latenesses and STALLS are a second.  JSON has totals, too.\n"
     "\n"
     "PID has to run as the same user, or aioctx-top as root.\n"
-    "Exit status: 0, also after Ctrl-C and when PID ends; 1 when PID cannot be looked into; 2 a\n"
-    "wrong option.\n";
+    "Exit status: 0, also after Ctrl-C and when PID ends or runs another program; 1 when PID cannot\n"
+    "be looked into; 2 a wrong option.\n";
 
 struct options {
     int pid;
@@ -183,6 +183,10 @@ static int ended(const struct options *opt, int err, uint64_t shown)
 {
     if (err == -ESRCH) {
         fprintf(stderr, "aioctx-top: process %d has ended\n", opt->pid);
+        return shown ? 0 : 1;
+    }
+    if (err == -ESTALE) {
+        fprintf(stderr, "aioctx-top: process %d runs another program now\n", opt->pid);
         return shown ? 0 : 1;
     }
     fprintf(stderr, "aioctx-top: %s\n", strerror(-err));

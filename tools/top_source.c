@@ -8,14 +8,17 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <linux/magic.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #define LINK_NAME "/memfd:" AIO_STATS_FILE_NAME " (deleted)"
 
 /* More than any version of the library has. */
-enum { SLOTS_MAX = 1 << 16 };
+enum { SLOTS_MAX = 1 << 12 };
 
 static int fail(char **ret_why, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
@@ -53,6 +56,20 @@ static int read_text(int dir, const char *path, char *text, size_t size)
     return (int)n;
 }
 
+/* Somebody else has chosen the text: nothing in it may act on a terminal, neither the control
+ * characters of ASCII nor U+0080 to U+009F. */
+static void make_plain(char *text)
+{
+    for (unsigned char *c = (unsigned char *)text; *c; c++) {
+        if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) {
+            *c++ = '?';
+            *c = '?';
+        } else if (*c < ' ' || *c == 0x7f) {
+            *c = '?';
+        }
+    }
+}
+
 static void read_comm(int dir, const char *path, char comm[17])
 {
     char text[32];
@@ -62,9 +79,7 @@ static void read_comm(int dir, const char *path, char comm[17])
         text[strcspn(text, "\n")] = '\0';
         snprintf(comm, 17, "%.16s", text);
     }
-    for (char *c = comm; *c; c++) { /* a thread's name may be anything: keep the table whole */
-        *c = (unsigned char)*c < ' ' || *c == 0x7f ? '?' : *c;
-    }
+    make_plain(comm);
 }
 
 /* The process's or thread's number in its own namespace, and whether that is not ours. */
@@ -94,6 +109,15 @@ static bool has_ended(const struct top_source *source)
     }
     after_name = strrchr(text, ')');
     return !after_name || after_name[1] != ' ' || strchr("ZX", after_name[2]);
+}
+
+/* What was opened below /proc as the memory of a program stays that program's, and is empty once it
+ * has gone: after exec() the file would show for ever what was last. */
+static bool has_execed(const struct top_source *source)
+{
+    char c;
+
+    return source->maps >= 0 && pread(source->maps, &c, 1, 0) == 0;
 }
 
 /* Our number of the thread that is @tid in its own namespace; 0: there is none. */
@@ -168,12 +192,36 @@ static void look_at_thread(const struct top_source *source, struct top_row *row)
 
 enum found { FOUND, NOT_FOUND, FOUND_OTHER_VERSION, FOUND_PARENTS };
 
+/*
+ * Opens what has the file's name.  In a mount namespace of its own a process can give that name to
+ * anything, so look first: opening is an act to a device, and a file system in user space need not
+ * answer.  Returns -1 when it is no memfd.
+ */
+static int open_memfd(int dir, const char *name)
+{
+    int look = openat(dir, name, O_PATH | O_CLOEXEC), fd = -1;
+    char path[64];
+    struct statfs fs;
+    struct stat st;
+
+    if (look < 0) {
+        return -1;
+    }
+    if (fstat(look, &st) == 0 && S_ISREG(st.st_mode) && fstatfs(look, &fs) == 0 &&
+        (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC)) {
+        snprintf(path, sizeof(path), "/proc/self/fd/%d", look);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    }
+    close(look);
+    return fd;
+}
+
 /* Takes the file, if it is one and the process's own. */
 static enum found take_file(struct top_source *source, int dir, const char *name, int own_pid)
 {
     AioStatsFileHeader h;
     enum found found;
-    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = open_memfd(dir, name);
 
     if (fd < 0) {
         return NOT_FOUND;
@@ -265,7 +313,7 @@ int top_source_open(struct top_source *source, int pid, char **ret_why)
     int fd, own_pid;
     DIR *dir;
 
-    *source = (struct top_source){ .pid = pid, .proc = -1, .file = -1 };
+    *source = (struct top_source){ .pid = pid, .proc = -1, .file = -1, .maps = -1 };
     snprintf(path, sizeof(path), "/proc/%d", pid);
     source->proc = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (source->proc < 0) {
@@ -296,6 +344,7 @@ int top_source_open(struct top_source *source, int pid, char **ret_why)
         top_source_close(source);
         return ret;
     }
+    source->maps = openat(source->proc, "maps", O_RDONLY | O_CLOEXEC);
     return 0;
 }
 
@@ -304,10 +353,13 @@ void top_source_close(struct top_source *source)
     if (source->file >= 0) {
         close(source->file);
     }
+    if (source->maps >= 0) {
+        close(source->maps);
+    }
     if (source->proc >= 0) {
         close(source->proc);
     }
-    source->file = source->proc = -1;
+    source->file = source->proc = source->maps = -1;
 }
 
 /* ---- Samples --------------------------------------------------------------------------------- */
@@ -338,6 +390,9 @@ int top_source_read(struct top_source *source, struct top_sample *sample)
     if (has_ended(source) || pread(source->file, &h, sizeof(h), 0) != sizeof(h)) {
         return -ESRCH;
     }
+    if (has_execed(source)) {
+        return has_ended(source) ? -ESRCH : -ESTALE;
+    }
     h.used = h.used < SLOTS_MAX ? h.used : SLOTS_MAX;
     sample->row = calloc(h.used ? h.used : 1, sizeof(*sample->row));
     if (!sample->row) {
@@ -353,6 +408,7 @@ int top_source_read(struct top_source *source, struct top_sample *sample)
         if (read_slot(source->file, at, &row->slot)) {
             row->index = i;
             row->slot.monitor[sizeof(row->slot.monitor) - 1] = '\0';
+            make_plain(row->slot.monitor);
             look_at_thread(source, row);
             sample->rows++;
         }

@@ -20,6 +20,7 @@ struct top_source {
     char comm[17]; /* the process's name */
     int proc;      /* /proc/PID: goes on naming that process, whoever gets its number */
     int file;
+    int maps;             /* of the program that has the file; -1: cannot be had */
     bool other_namespace; /* the file's thread ids are not ours */
 };
 
@@ -43,7 +44,8 @@ struct top_sample {
 int top_source_open(struct top_source *source, int pid, char **ret_why);
 void top_source_close(struct top_source *source);
 
-/* Returns 0, or -ESRCH when the process has ended, or -ENOMEM.  Frees what the sample held. */
+/* Returns 0, or -ESRCH when the process has ended, -ESTALE when it runs another program, or
+ * -ENOMEM.  Frees what the sample held. */
 int top_source_read(struct top_source *source, struct top_sample *sample);
 void top_sample_clear(struct top_sample *sample);
 
