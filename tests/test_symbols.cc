@@ -116,3 +116,47 @@ TEST(Symbols, LibraryNeedsNoExecutableStackAndNoTextRelocations)
     EXPECT_EQ(r.output.find("TEXTREL"), std::string::npos);
     EXPECT_TRUE(std::regex_search(r.output, std::regex("GNU_STACK[^\\n]* RW  "))) << r.output;
 }
+
+/* A plugin may use the library and be closed: what the library's threads, and the ends of the
+ * plugin's own, still run has not gone. */
+TEST(Symbols, LibraryStaysWhenWhoLoadedItLetsGo)
+{
+    const char *source = R"(
+#include <dlfcn.h>
+#include <pthread.h>
+
+static void *use(void *path)
+{
+    void *lib = dlopen(path, RTLD_NOW);
+    void *(*make)(const char *, const void *) = dlsym(lib, "iothread_new");
+    int (*destroy)(void *) = dlsym(lib, "iothread_destroy");
+    void (*lock)(void) = dlsym(lib, "aio_rcu_read_lock");
+    void (*unlock)(void) = dlsym(lib, "aio_rcu_read_unlock");
+
+    lock();
+    unlock();
+    destroy(make("plugin", NULL));
+    dlclose(lib);
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+
+    pthread_create(&thread, NULL, use, argv[1]);
+    pthread_join(thread, NULL);
+    return 0;
+}
+)";
+    ScratchDir dir;
+    std::string program = dir / "plugin";
+
+    WriteFile(program + ".c", source);
+    CommandResult r = RunCommand(TEST_CC " -o " + program + " " + program + ".c -ldl -pthread");
+    ASSERT_EQ(r.status, 0) << r.output;
+    for (const char *env : { "", "AIOCTX_STALL_MS=1000 " }) {
+        r = RunCommand(env + program + " " TEST_LIBRARY);
+        EXPECT_EQ(r.status, 0) << r.output;
+    }
+}
