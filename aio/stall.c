@@ -163,11 +163,13 @@ static void report(AioContext *ctx, const struct observe_what *what, int64_t hel
     opaque = w.hook_opaque;
     pthread_mutex_unlock(&lock);
     look_up(&stall);
+    this_thread.callbacks++; /* on the thread that watches too: the context's end waits for it */
     if (hook) {
         hook(&stall, opaque);
     } else {
         say(&stall);
     }
+    this_thread.callbacks--;
 }
 
 void stall_report(AioContext *ctx, const struct observe_what *what, int64_t held_ns)
@@ -180,9 +182,7 @@ void stall_report(AioContext *ctx, const struct observe_what *what, int64_t held
     may = may_report_locked(&ctx->observer, what, false, &suppressed);
     pthread_mutex_unlock(&lock);
     if (may) {
-        this_thread.callbacks++;
         report(ctx, what, held_ns, false, suppressed);
-        this_thread.callbacks--;
     }
 }
 

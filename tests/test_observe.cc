@@ -470,6 +470,43 @@ TEST_P(Observe, AHangingCallbackIsReportedWhileItHangs)
     EXPECT_EQ(hook.Get(false).size() + hook.Get(true).size(), 2u);
 }
 
+/* The end of the thread that hangs waits for the hook: the hook cannot wait for it. */
+TEST_P(Observe, AHookMayEndTheThreadThatHangs)
+{
+    struct Hook {
+        IOThread *io;
+        std::atomic<int> ret{ 1 };
+
+        static void Run(const AioStall *stall, void *opaque)
+        {
+            auto h = static_cast<Hook *>(opaque);
+
+            if (stall->running) {
+                h->ret = iothread_destroy(h->io);
+            }
+        }
+    } hook;
+    IOThreadOptions opts = {};
+    Call hang{ [&] { WaitUntil([&] { return hook.ret != 1; }); } };
+
+    opts.context.monitor = GetParam();
+    opts.context.stall_limit_ns = kLimit;
+    hook.io = iothread_new("hangs", &opts);
+    ASSERT_NE(hook.io, nullptr);
+    AioContext *ctx = iothread_get_aio_context(hook.io);
+    aio_context_ref(ctx);
+    aio_set_stall_hook(Hook::Run, &hook);
+    aio_bh_schedule_oneshot(ctx, Call::Run, &hang);
+    EXPECT_TRUE(WaitUntil([&] { return hook.ret != 1; }));
+    EXPECT_EQ(hook.ret, -EDEADLK);
+    EXPECT_TRUE(WaitUntil([&] { /* it has ended */
+                                return aio_bh_schedule_oneshot(
+                                           ctx, [](void *) {}, nullptr) == -ESHUTDOWN;
+    }));
+    aio_set_stall_hook(nullptr, nullptr);
+    aio_context_unref(ctx);
+}
+
 TEST_P(Observe, ABlockRequestsOwnCallbackIsNamed)
 {
     StallHook hook;

@@ -118,7 +118,8 @@ void aio_context_set_stall_limit(AioContext *ctx, int64_t limit_ns);
 /*
  * Has stalls of every context told to @func instead of stderr; NULL: stderr again.  It is called on
  * the context's home thread, below its loop, or, when running is set, on the thread that watches;
- * it must not wait for a context, nor give its last reference back.  A call that has begun may
+ * on both it counts as a callback: iothread_join() and its kin return -EDEADLK.  It must not wait
+ * for a context in other ways, nor give its last reference back.  A call that has begun may
  * still be running when this returns.
  * Thread: any.
  */
