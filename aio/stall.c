@@ -13,13 +13,12 @@
  * hook of the thread has it any more.
  */
 #include "aio/aio_int.h"
+#include "aio/symbol_int.h"
 #include "timers/timers_ext_int.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <link.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -66,22 +65,6 @@ static const char *const kind_names[] = {
     [OBSERVE_COMPLETION] = "completion", [OBSERVE_BLOCK] = "block request",
     [OBSERVE_FD_REMOVAL] = "fd removal", [OBSERVE_POLL_NOTIFIER] = "poll notifier",
 };
-
-/* A symbol counts only where it begins: a static function has none, and lies behind another's. */
-static void look_up(AioStall *stall)
-{
-    struct link_map *map = NULL;
-    Dl_info info;
-
-    if (!dladdr1(stall->func, &info, (void **)&map, RTLD_DL_LINKMAP)) {
-        return;
-    }
-    stall->object = info.dli_fname;
-    stall->object_offset = (uintptr_t)stall->func - (map ? (uintptr_t)map->l_addr : 0);
-    if (info.dli_saddr == stall->func) {
-        stall->symbol = info.dli_sname;
-    }
-}
 
 static void thread_name(int tid, char name[16])
 {
@@ -143,6 +126,7 @@ static bool may_report_locked(struct observer *o, const struct observe_what *wha
 static void report(AioContext *ctx, const struct observe_what *what, int64_t held_ns, bool running,
                    uint64_t suppressed)
 {
+    struct symbol symbol = symbol_find((const void *)(uintptr_t)what->func);
     AioStall stall = {
         .ctx = ctx,
         .held_ns = held_ns,
@@ -151,6 +135,9 @@ static void report(AioContext *ctx, const struct observe_what *what, int64_t hel
         .name = what->name[0] ? (const char *)what->name : NULL,
         .func = (const void *)(uintptr_t)what->func,
         .fd = (int)what->fd,
+        .symbol = symbol.name,
+        .object = symbol.object,
+        .object_offset = symbol.offset,
         .tid = ld_relaxed(&ctx->slot->tid),
         .running = running,
         .suppressed = suppressed,
@@ -162,7 +149,6 @@ static void report(AioContext *ctx, const struct observe_what *what, int64_t hel
     hook = w.hook;
     opaque = w.hook_opaque;
     pthread_mutex_unlock(&lock);
-    look_up(&stall);
     this_thread.callbacks++; /* on the thread that watches too: the context's end waits for it */
     if (hook) {
         hook(&stall, opaque);

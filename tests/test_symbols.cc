@@ -160,3 +160,48 @@ int main(int argc, char **argv)
         EXPECT_EQ(r.status, 0) << r.output;
     }
 }
+
+/* A plugin's constructor runs with the loader's lock held: a loop that reports a stall, and that the
+ * constructor waits for, does without. */
+TEST(Symbols, AConstructorMayWaitForALoopThatStalls)
+{
+    const char *plugin = R"(
+#include <aioctx/aioctx.h>
+#include <unistd.h>
+
+void hog(void *opaque)
+{
+    usleep(20000);
+}
+
+static __attribute__((constructor)) void begin(void)
+{
+    IOThread *io = iothread_new("plugin", NULL);
+
+    aio_bh_schedule_oneshot(iothread_get_aio_context(io), hog, NULL);
+    iothread_destroy(io);
+}
+)";
+    const char *program = R"(
+#include <dlfcn.h>
+
+int main(int argc, char **argv)
+{
+    return !dlopen(argv[1], RTLD_NOW);
+}
+)";
+    ScratchDir dir;
+    std::string so = dir / "plugin.so", exe = dir / "program";
+
+    WriteFile(so + ".c", plugin);
+    WriteFile(exe + ".c", program);
+    CommandResult r =
+        RunCommand(TEST_CC " -shared -fPIC -I" TEST_SOURCE_DIR "/include -o " + so + " " + so +
+                   ".c " TEST_LIBRARY " && " TEST_CC " -o " + exe + " " + exe + ".c -ldl");
+    ASSERT_EQ(r.status, 0) << r.output;
+    r = RunCommand("AIOCTX_STALL_MS=5 LD_LIBRARY_PATH=$(dirname " TEST_LIBRARY ") timeout 20 " +
+                   exe + " " + so);
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("bottom half: hog "), std::string::npos) << r.output;
+    EXPECT_NE(r.output.find("plugin.so+0x"), std::string::npos) << r.output;
+}

@@ -91,7 +91,7 @@ typedef struct AioStall {
     const char *kind;
     const char *name;       /* of a timer that timer_set_name() named, cut to 31 bytes; or NULL */
     const void *func;       /* the callback */
-    const char *symbol;     /* its name, where dladdr(3) knows it; or NULL */
+    const char *symbol;     /* its name, if its object exports it; or NULL */
     const char *object;     /* the file that func lies in; or NULL */
     uint64_t object_offset; /* where in it, as addr2line(1) takes it; 0 without object */
     int fd;                 /* of "fd read", "fd write" and "fd removal"; -1 */
