@@ -161,8 +161,8 @@ int main(int argc, char **argv)
     }
 }
 
-/* A plugin's constructor runs with the loader's lock held: a loop that reports a stall, and that the
- * constructor waits for, does without. */
+/* A plugin's constructor runs with the loader's lock held: a loop that reports a stall, and that
+ * the constructor waits for, does without. */
 TEST(Symbols, AConstructorMayWaitForALoopThatStalls)
 {
     const char *plugin = R"(

@@ -45,8 +45,8 @@ static const char help[] =
     "All but CPU%, the latenesses and STALLS are a second.  JSON has totals, too.\n"
     "\n"
     "PID has to run as the same user, or aioctx-top as root.\n"
-    "Exit status: 0, also after Ctrl-C and when PID ends or runs another program; 1 when PID cannot\n"
-    "be looked into; 2 a wrong option.\n";
+    "Exit status: 0, also after Ctrl-C and when PID ends or runs another program; 1 when PID\n"
+    "cannot be looked into; 2 a wrong option.\n";
 
 struct options {
     int pid;

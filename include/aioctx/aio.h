@@ -80,7 +80,9 @@ typedef struct AioContextOptions {
  * Returns NULL with errno: EINVAL for a bad option or environment variable (and says on stderr
  * which values there are), ENOMEM, EMFILE or ENFILE, ENOSYS or EPERM when a monitor was asked
  * for that the kernel does not let us have.
- * Thread: any.  Lifetime: one reference, given back with aio_context_unref().
+ * Thread: any; where descriptors or memory run short it waits for those that ended contexts are
+ * about to give back, for 2 s at most, unless it is below a callback, in an RCU read section or in
+ * a deferred call.  Lifetime: one reference, given back with aio_context_unref().
  */
 AioContext *aio_context_new(const AioContextOptions *opts);
 
