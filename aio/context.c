@@ -284,6 +284,7 @@ static bool quiesce(AioContext *ctx, int64_t limit_ns, int *passes)
         if (clock_monotonic_ns() >= end) {
             return !in_flight(ctx);
         }
+        rcu_check_fork("iothread_stop"); /* of a callback that has forked this is the child */
         context_iterate(ctx, end);
     }
     return true;
@@ -353,8 +354,10 @@ static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 
 void context_shutdown(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    struct home_before before = home_begin_iteration(ctx);
+    struct home_before before;
 
+    rcu_check_fork("iothread_stop"); /* what is in flight is the parent's */
+    before = home_begin_iteration(ctx);
     ctx->depth++; /* nobody else closes it meanwhile */
     finish_work(ctx, name, limit_ns);
     if (!ctx->is_main) {

@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <thread>
 
@@ -362,4 +363,43 @@ TEST_P(Fork, ParentEndsEverythingWhileAChildLivesOn)
     close(go[1]);
     ASSERT_EQ(waitpid(pid, &status, 0), pid);
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* A callback that forks and returns in both: what was accepted is the parent's alone, also where
+ * the loop is at its end. */
+TEST_P(Fork, ChildOfACallbackDoesNotEndItsParentsLoop)
+{
+    struct Shared {
+        std::atomic<int> ran, child;
+    };
+    void *mem =
+        mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(mem, MAP_FAILED);
+    auto shared = new (mem) Shared();
+    IOThreadOptions opts = {};
+    opts.context.monitor = GetParam();
+    IOThread *io = iothread_new("forks", &opts);
+    ASSERT_NE(io, nullptr);
+    AioContext *ctx = iothread_get_aio_context(io);
+    Call count{ [&] { shared->ran++; } };
+    Call split{ [&] {
+        aio_bh_schedule_oneshot(ctx, Call::Run, &count);
+        iothread_stop(io);
+        pid_t pid = fork();
+        if (pid > 0) {
+            shared->child = pid;
+        } else {
+            int null = open("/dev/null", O_WRONLY); /* what it says at its end */
+            dup2(null, STDERR_FILENO);
+        }
+    } };
+    int status = 0;
+
+    ASSERT_EQ(aio_bh_schedule_oneshot(ctx, Call::Run, &split), 0);
+    EXPECT_TRUE(WaitUntil([&] { return shared->child != 0; }));
+    EXPECT_EQ(iothread_destroy(io), 0);
+    ASSERT_EQ(waitpid(shared->child, &status, 0), shared->child);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT) << status;
+    EXPECT_EQ(shared->ran, 1);
+    munmap(mem, sizeof(Shared));
 }
