@@ -140,8 +140,13 @@ static void PrepRead(struct io_uring_sqe *sqe, void *opaque)
 static void PollUntil(AioContext *ctx, const char *what, const std::function<bool()> &cond,
                       bool blocking)
 {
-    for (int i = 0; i < 1000000 && !cond(); i++) {
+    int64_t end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 30 * INT64_C(1000000000);
+
+    while (!cond() && qemu_clock_get_ns(QEMU_CLOCK_REALTIME) < end) {
         aio_poll(ctx, blocking);
+        if (!blocking) {
+            std::this_thread::yield(); /* to the kernel's submitting thread, where there is one */
+        }
     }
     Check(cond(), what);
 }
