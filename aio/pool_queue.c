@@ -269,8 +269,10 @@ int pool_work_submit(AioContext *ctx, PoolWork *work)
 
 bool pool_work_cancel(PoolWork *work)
 {
-    bool cancelled = pool_dequeue(work);
+    bool cancelled;
 
+    rcu_check_fork("blk_aio_cancel_async"); /* the pool's lock may have been held */
+    cancelled = pool_dequeue(work);
     if (cancelled) {
         put_queue(work->pq);
     }
@@ -361,6 +363,7 @@ bool thread_pool_cancel(ThreadPoolAIOCB *acb)
 {
     struct pool_queue *pq = acb->work.pq;
 
+    rcu_check_fork("thread_pool_cancel");
     if (!pool_dequeue(&acb->work)) {
         return false;
     }

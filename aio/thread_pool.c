@@ -25,8 +25,10 @@
  * What could come to nothing leaves one of these behind.  A thread that could not be created makes
  * who tried look again.  The last thread cannot end while one is being created; and where there is
  * none at all, one is created with the lock held: if that fails, the work is refused before anybody
- * else can rely on it.  A thread that ends as there are too many leaves none asleep behind: whoever
- * lowers the maximum gets all idle ones up, and while there are too many, none goes to sleep.
+ * else can rely on it.  A thread that ends calls another if something waits: it may have been the
+ * one that was coming, created before the maximum was lowered, and now is one too many.  A thread
+ * that was got up to look at the parameters looks at the queue as well, and does not end before,
+ * even if its time was up in the same moment: it is not in the list any more, so nobody calls it.
  *
  * Who is called.  The caller unlinks the sleeper and sets its word, both under the lock; it wakes
  * it (a system call) after.  A sleeper that runs out of time takes the lock and finds itself
@@ -87,9 +89,8 @@ struct call {
 
 /* ---- Sleeping and waking --------------------------------------------------------------------- */
 
-/* Sleeps until *@word is not 0, or @until_ns, a time of CLOCK_MONOTONIC.  Returns whether it was
- * not 0. */
-static bool wait_for_word(uint32_t *word, int64_t until_ns)
+/* Sleeps until *@word is not 0, or @until_ns, a time of CLOCK_MONOTONIC. */
+static void wait_for_word(uint32_t *word, int64_t until_ns)
 {
     struct timespec ts = { until_ns / 1000000000, until_ns % 1000000000 };
 
@@ -97,10 +98,9 @@ static bool wait_for_word(uint32_t *word, int64_t until_ns)
         if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, 0,
                     until_ns == INT64_MAX ? NULL : &ts, NULL, FUTEX_BITSET_MATCH_ANY) < 0 &&
             errno == ETIMEDOUT) {
-            return ld_acquire(word) != 0;
+            return;
         }
     }
-    return true;
 }
 
 static void wake_word(uint32_t *word)
@@ -285,7 +285,6 @@ static PoolWork *take_locked(void)
 static bool sleep_locked(struct pool_thread *me)
 {
     int64_t until = INT64_MAX;
-    bool in_time;
 
     if (pool.live > pool.params.max_threads) {
         return false;
@@ -297,23 +296,25 @@ static bool sleep_locked(struct pool_thread *me)
     st_relaxed(&me->word, 0);
     link_idle_locked(me);
     pthread_mutex_unlock(&pool.lock);
-    in_time = wait_for_word(&me->word, until);
+    wait_for_word(&me->word, until);
     pthread_mutex_lock(&pool.lock);
     if (me->called) {
         me->called = false;
         pool.coming--;
         return true;
     }
-    if (me->idle) {
-        unlink_idle_locked(me);
+    if (!me->idle) {
+        return true; /* nudge_all_locked() */
     }
-    return in_time || pool.live <= pool.params.min_threads || (pool.live == 1 && pool.creating > 0);
+    unlink_idle_locked(me);
+    return pool.live <= pool.params.min_threads || (pool.live == 1 && pool.creating > 0);
 }
 
 static void *run_thread(void *unused)
 {
     struct pool_thread me = { 0 };
     PoolWork *back = NULL; /* has returned, and was not sent back yet */
+    struct call last_call = { 0 };
 
     prctl(PR_SET_NAME, "aioctx-pool");
     pthread_mutex_lock(&pool.lock);
@@ -351,7 +352,9 @@ static void *run_thread(void *unused)
         }
     }
     pool.live--;
+    call_locked(&last_call);
     pthread_mutex_unlock(&pool.lock);
+    make_call(last_call);
     return NULL;
 }
 

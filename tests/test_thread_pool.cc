@@ -12,11 +12,13 @@ extern "C" {
 
 #include <condition_variable>
 #include <csignal>
+#include <cstdarg>
 #include <cstring>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <thread>
@@ -85,6 +87,28 @@ private:
     bool open_ = false;
     int waiting_ = 0;
 };
+
+/* While it is closed, a thread of the pool stops where it names itself, before it takes the lock.
+ */
+static Gate *volatile naming_gate;
+
+extern "C" int prctl(int option, ...)
+{
+    unsigned long arg[4];
+    Gate *gate = naming_gate;
+    va_list args;
+
+    va_start(args, option);
+    for (unsigned long &a : arg) {
+        a = va_arg(args, unsigned long);
+    }
+    va_end(args);
+    if (gate && option == PR_SET_NAME &&
+        !strcmp(reinterpret_cast<const char *>(arg[0]), "aioctx-pool")) {
+        gate->Wait();
+    }
+    return static_cast<int>(syscall(SYS_prctl, option, arg[0], arg[1], arg[2], arg[3]));
+}
 
 static void SetParams(unsigned min_threads, unsigned max_threads, int64_t idle_ns = 20 * SCALE_MS)
 {
@@ -426,6 +450,76 @@ TEST_P(ThreadPool, ALowerMaximumEndsThreadsAndLosesNothing)
         EXPECT_EQ(job.calls, 1);
     }
     EXPECT_TRUE(WaitUntil([&] { return PoolStats().threads <= 1; }));
+}
+
+/* What waits has relied on a thread that was being created, and is one too many when it comes. */
+TEST_P(ThreadPool, AThreadThatIsTooManyWhenItComesStrandsNothing)
+{
+    ScopedContext ctx(GetParam());
+    Gate gate, naming;
+    Job first, second, last;
+
+    ASSERT_TRUE(NoThreads());
+    SetParams(0, 2, 100 * SCALE_MS);
+    first.func = [&] { return gate.Wait(); };
+    first.Submit();
+    ASSERT_TRUE(WaitUntil([&] { return gate.Waiting() == 1; }));
+    naming_gate = &naming;
+    second.Submit(); /* starts a thread, which is held up */
+    ASSERT_TRUE(WaitUntil([&] { return naming.Waiting() == 1; }));
+    naming_gate = nullptr;
+    SetParams(0, 1, 100 * SCALE_MS);
+    gate.Open();
+    ASSERT_TRUE(WaitUntil([&] {
+        ThreadPoolStats s = PoolStats();
+        return s.done >= 2 && s.running == 0 && s.queued == 0 && s.idle == 1;
+    }));
+    last.Submit();
+    naming.Open();
+    EXPECT_TRUE(WaitUntil([&] {
+        aio_poll(ctx, false);
+        return first.calls + second.calls + last.calls == 3;
+    }));
+    if (!last.calls) {
+        Job saviour;
+        saviour.Submit(); /* so that the others end before they go out of scope */
+        thread_pool_drain(ctx);
+    }
+}
+
+/* Without a pause between looks. */
+static bool WaitUntilPolling(AioContext *ctx, const std::function<bool()> &cond)
+{
+    int64_t end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 10 * INT64_C(1000) * SCALE_MS;
+
+    while (!cond()) {
+        if (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) > end) {
+            return false;
+        }
+        aio_poll(ctx, false);
+    }
+    return true;
+}
+
+/* A thread that is got up to look at new parameters when its time is up anyway. */
+TEST_P(ThreadPool, AThreadThatLooksAtParametersLooksAtTheQueue)
+{
+    ScopedContext ctx(GetParam());
+    const int n = kSanitized ? 1000 : 10000;
+    std::mt19937 rng(1);
+    Job job;
+
+    for (int i = 1; i <= n; i++) {
+        SetParams(0, 1, 1 + rng() % 8000);
+        job.Submit();
+        bool called = WaitUntilPolling(ctx, [&] { return job.calls == i; });
+        if (!called) {
+            Job saviour;
+            saviour.Submit();
+            thread_pool_drain(ctx);
+            FAIL() << "round " << i;
+        }
+    }
 }
 
 TEST(ThreadPoolParams, BadOnesAreRefusedAndChangeNothing)
@@ -804,6 +898,30 @@ TEST(ThreadPoolFork, AChildThatSubmitsAborts)
             }
         },
         "thread_pool_submit_aio: called in a child of fork");
+}
+
+TEST(ThreadPoolFork, AChildThatCancelsAborts)
+{
+    EXPECT_DEATH(
+        {
+            ScopedContext ctx;
+            Gate gate;
+            Job job;
+            job.func = [&] { return gate.Wait(); };
+            job.Submit();
+            WaitUntil([&] { return gate.Waiting() == 1; });
+            pid_t child = fork();
+            if (child == 0) {
+                thread_pool_cancel(job.acb);
+                _exit(0);
+            }
+            int status = 0;
+            waitpid(child, &status, 0);
+            if (WIFSIGNALED(status)) {
+                abort();
+            }
+        },
+        "thread_pool_cancel: called in a child of fork");
 }
 
 /* ---- Races ----------------------------------------------------------------------------------- */
