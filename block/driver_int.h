@@ -112,7 +112,8 @@ struct BlockDriver {
     /* May be NULL: any context will do.  Returns 0 or blk_fail(-ENOTSUP). */
     int (*check_context)(void *state, AioContext *ctx, char **ret_why);
 
-    /* What the driver keeps per context; both may be NULL. */
+    /* What the driver keeps per context; both may be NULL.  The context goes after queue_destroy;
+     * pieces that are in flight then, which the loop has given up on, are never given back. */
     int (*queue_create)(void *state, AioContext *ctx, void **ret_queue);
     void (*queue_destroy)(void *queue);
     /* Hints: @base will be used for transfers.  Both may be NULL.  Any thread. */

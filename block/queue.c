@@ -15,6 +15,14 @@
 
 #include "rcu/rcu_int.h"
 
+static void destroy_drv_queue(BlkQueue *q)
+{
+    if (q->drv_queue && q->blk->drv->queue_destroy) {
+        q->blk->drv->queue_destroy(q->drv_queue);
+    }
+    q->drv_queue = NULL;
+}
+
 /*
  * Gives back what the queue holds of its context.  No request is in flight.
  * Thread: home, or the one that closes the context when home is gone.
@@ -28,7 +36,9 @@ static void take_down(BlkQueue *q)
     pthread_mutex_unlock(&blk->lock);
     if (q->flight_head || q->n_detached) {
         /* The loop has given up on the kernel, which may still write to the buffers: keep all.  But
-         * writes of other contexts must not wait for what nobody will ever hear of. */
+         * writes of other contexts must not wait for what nobody will ever hear of, nor the driver
+         * refer to a context that goes. */
+        destroy_drv_queue(q);
         blk_range_drop_all(q);
         st_seq(&q->abandoned, true);
         blk_ended(blk);
@@ -37,10 +47,7 @@ static void take_down(BlkQueue *q)
     must(!q->held_head && !q->fin_head && !q->detach_head && !q->ready);
 
     blk_req_free_all(q);
-    if (q->drv_queue && blk->drv->queue_destroy) {
-        blk->drv->queue_destroy(q->drv_queue);
-    }
-    q->drv_queue = NULL;
+    destroy_drv_queue(q);
     qemu_bh_delete(q->close_bh);
     qemu_bh_delete(q->detach_bh);
     qemu_bh_delete(q->resume_bh);

@@ -312,6 +312,64 @@ TEST_F(BlkRegistered, SeveralContextsWhileBuffersComeAndGo)
     other.join();
 }
 
+/* The file driver, but flushes never end. */
+static BlockDriver *StuckDriver()
+{
+    static BlockDriver drv = [] {
+        BlockDriver d = blk_file_driver;
+
+        d.name = "stuck-file";
+        d.submit = [](BlkPiece *piece) {
+            if (piece->op != BLK_OP_FLUSH) {
+                blk_file_driver.submit(piece);
+            }
+        };
+        d.cancel = [](BlkPiece *) {};
+        return d;
+    }();
+    static bool known = (blk_driver_register(&drv), true);
+
+    return known ? &drv : nullptr;
+}
+
+/* A context that closes with a request in flight goes all the same: its rings know of no buffer
+ * that comes or goes later. */
+TEST_F(BlkRegistered, BuffersMayComeAfterAContextWasGivenUp)
+{
+    LocalContext ctx("io_uring");
+    IOThreadOptions opts = {};
+    static BlockBackend *left; /* with what was given up, for ever */
+    Pages pages(2 * kPage);
+    Result never;
+    Blk blk;
+
+    ASSERT_NE(StuckDriver(), nullptr);
+    blk = Open("stuck-" + Spec());
+    ASSERT_EQ(blk_register_buf(blk.get(), pages.data, kPage), 0);
+    opts.stop_timeout_ms = 1;
+    opts.context.monitor = "io_uring";
+    IOThread *io = iothread_new("gives-up", &opts);
+    ASSERT_NE(io, nullptr);
+    std::function<void()> submit = [&] {
+        blk_aio_flush(blk.get(), Ended, &never);
+    };
+    ASSERT_EQ(aio_bh_schedule_oneshot(
+                  iothread_get_aio_context(io),
+                  [](void *opaque) { (*static_cast<std::function<void()> *>(opaque))(); }, &submit),
+              0);
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(iothread_destroy(io), 0);
+    std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find("given up"), std::string::npos) << said;
+    aio_rcu_barrier(); /* the context's memory is gone */
+    ASSERT_EQ(blk_register_buf(blk.get(), pages.data + kPage, kPage), 0);
+    EXPECT_EQ(Write(blk.get(), 0, pages.data + kPage, kPage), 0);
+    blk_unregister_buf(blk.get(), pages.data, kPage);
+    blk_unregister_buf(blk.get(), pages.data + kPage, kPage);
+    EXPECT_EQ(never.calls, 0);
+    left = blk.get();
+}
+
 /* ---- What the kernel refuses ----------------------------------------------------------------- */
 
 static void Check(bool ok, const std::string &what)
