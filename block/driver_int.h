@@ -72,7 +72,7 @@ typedef struct BlkPiece {
     int niov;
     uint32_t flags; /* BDRV_REQ_FUA on writes, BDRV_REQ_MAY_UNMAP on zeroes */
     BlkOp op;
-    uint32_t pad;
+    bool goes_on; /* the one before it ended inside submit: nothing else has had its turn since */
 } __attribute__((aligned(16))) BlkPiece;
 
 static inline void *blk_piece_priv(BlkPiece *piece)

@@ -4,7 +4,8 @@
  * system call on a thread of the pool.
  *
  * A read that the page cache can answer is made at home (RWF_NOWAIT), as a ring does: two threads
- * that wake each other take many times as long as the copy.
+ * that wake each other take many times as long as the copy.  But only one piece of a request: the
+ * next one is left to a thread, and by the time that is done the loop has gone round.
  *
  * A piece belongs to the driver until it is done, so the thread reads it without a lock.  What a
  * cancel finds not begun is taken back and ends in -ECANCELED; a call that is under way ends in its
@@ -89,22 +90,33 @@ static void done(PoolWork *work, int ret)
     blk_piece_done(p->piece, blk_file_result(p->piece, ret));
 }
 
-/* Reads what is in the page cache already.  Returns a count, or -EAGAIN: a thread has to read, and
- * to say what is wrong, if anything is. */
+/* Whether a read that was limited to the page cache says that it cannot be, not that it went wrong.
+ */
+static bool is_refusal(int err)
+{
+    return err == EOPNOTSUPP || err == EINVAL || err == ENOSYS || err == EPERM;
+}
+
+/*
+ * Reads what is in the page cache already.  Returns a count, or -EAGAIN: a thread has to read, and
+ * to say what is wrong, if anything is, or that the file has ended: Linux 5.9 and 5.10 may say so
+ * of what is not in the cache.
+ * Source: preadv2(2), BUGS.
+ */
 static int read_cached(const BlkPiece *piece)
 {
     FileState *s = piece->state;
     ssize_t ret;
 
     /* Direct I/O would wait for the disk.  Beside it, a tail is read whole or not at all. */
-    if (piece->op != BLK_OP_READ || s->direct || ld_relaxed(&s->no_nowait)) {
+    if (piece->op != BLK_OP_READ || s->direct || piece->goes_on || ld_relaxed(&s->no_nowait)) {
         return -EAGAIN;
     }
     ret = preadv2(s->fd, piece->iov, piece->niov, piece->offset, RWF_NOWAIT);
-    if (ret < 0 && errno != EAGAIN) {
+    if (ret < 0 && is_refusal(errno)) {
         st_relaxed(&s->no_nowait, true); /* the file system has no such thing, or the kernel */
     }
-    return ret < 0 ? -EAGAIN : (int)ret;
+    return ret <= 0 ? -EAGAIN : (int)ret;
 }
 
 void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx)

@@ -351,6 +351,7 @@ void blk_req_step(BlockAIOCB *req)
 {
     const BlockDriver *drv = req->q->blk->drv;
 
+    req->piece.goes_on = false;
     do {
         int ret = next_piece(req);
 
@@ -362,6 +363,7 @@ void blk_req_step(BlockAIOCB *req)
         req->submitting = true;
         drv->submit(&req->piece);
         req->submitting = false;
+        req->piece.goes_on = true;
     } while (!req->piece_busy && take_result(req));
 }
 

@@ -10,6 +10,8 @@
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 class BlkFile : public OnEachMonitor
@@ -307,6 +309,63 @@ TEST_P(BlkFile, CachedReadsNeedNoThread)
     EXPECT_EQ(r.calls, 0); /* never inside the submitting call */
     ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
     EXPECT_EQ(r.ret, 0);
+}
+
+/* What a read that is limited to the page cache is told instead of being made; 0: it is made. */
+static std::atomic<int> cached_read_says{ 0 };
+enum { END_OF_FILE = -1 }; /* else an errno */
+
+extern "C" ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t offset, int flags)
+{
+    int says = flags & RWF_NOWAIT ? cached_read_says.load() : 0;
+
+    if (says > 0) {
+        errno = says;
+    }
+    return says == END_OF_FILE ? 0
+           : says > 0          ? -1
+                               : syscall(SYS_preadv2, fd, iov, n, offset, 0, flags);
+}
+
+/* Some kernels do so of what is not in the cache, or has to be waited for. */
+TEST_P(BlkFile, ACachedReadThatFindsTheEndOrAnErrorIsMadeByAThread)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open(Spec("create=on&size=1M"));
+    char byte = 0;
+
+    ASSERT_EQ(blk_pwrite(blk.get(), 7, 1, "x", BdrvRequestFlags()), 0);
+    for (int says : { int(END_OF_FILE), EIO, EINTR, EAGAIN }) {
+        cached_read_says = says;
+        EXPECT_EQ(blk_pread(blk.get(), 7, 1, &byte, BdrvRequestFlags()), 0) << says;
+        EXPECT_EQ(byte, 'x');
+        byte = 0;
+    }
+    cached_read_says = 0;
+}
+
+/* However much of it is cached, it does not keep the loop, nor its deadline, for all of it. */
+TEST_P(BlkFile, ALongCachedReadLeavesOthersTheirTurn)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open(Spec("create=on&size=16M"));
+    Buffer buf(16 << 20, 'x');
+    Result r;
+
+    ASSERT_EQ(blk_pwrite(blk.get(), 0, 16 << 20, buf.data, BdrvRequestFlags()), 0);
+    {
+        BusyPool busy(&ctx);
+        BlockAIOCB *acb = blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &r);
+        ASSERT_NE(acb, nullptr);
+        blk_aio_cancel_async(acb);
+        ASSERT_TRUE(ctx.PollUntil([&] { return r.calls == 1; }));
+        EXPECT_TRUE(r.ret == -ECANCELED || (r.ret == 0 && !strcmp(GetParam(), "io_uring")))
+            << r.ret;
+    }
+    Result whole;
+    blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &whole);
+    ASSERT_TRUE(ctx.PollUntil([&] { return whole.calls == 1; }));
+    EXPECT_EQ(whole.ret, 0);
 }
 
 /* A block device over a file; gone with the scope. */

@@ -350,9 +350,7 @@ TEST_F(BlkRegistered, BuffersMayComeAfterAContextWasGivenUp)
     opts.context.monitor = "io_uring";
     IOThread *io = iothread_new("gives-up", &opts);
     ASSERT_NE(io, nullptr);
-    std::function<void()> submit = [&] {
-        blk_aio_flush(blk.get(), Ended, &never);
-    };
+    std::function<void()> submit = [&] { blk_aio_flush(blk.get(), Ended, &never); };
     ASSERT_EQ(aio_bh_schedule_oneshot(
                   iothread_get_aio_context(io),
                   [](void *opaque) { (*static_cast<std::function<void()> *>(opaque))(); }, &submit),
