@@ -13,7 +13,7 @@
  * the context close, before the thread has scheduled the bottom half.  So both lie in one RCU read
  * section, and the bottom half, the context and its wake-up fd go after a grace period.  Closing
  * leaves SENT_CLOSED on the stack.  Who finds that had a function that was given up: its context
- * may be gone, and nobody is called back.
+ * may be gone, and nobody is called back, but the owner hears that it may let go (lost).
  *
  * References on a pool_queue: one of its context's, and one of each work, which is given back by
  * the home thread when it takes the work up, or else by the thread that finds SENT_CLOSED.
@@ -89,9 +89,7 @@ void pool_send_back(PoolWork *work)
     }
     aio_rcu_read_unlock();
     if (unlikely(top == SENT_CLOSED)) {
-        if (work->is_aiocb) {
-            free(container_of(work, ThreadPoolAIOCB, work));
-        }
+        work->lost(work);
         put_queue(pq);
     }
 }
@@ -210,6 +208,8 @@ static void closing_context(AioCloseHook *hook, AioContext *ctx)
     while ((work = pop_back(pq))) {
         if (work->is_aiocb) {
             work->done(work, work->ret);
+        } else {
+            work->lost(work);
         }
     }
     this_thread.callbacks--;
@@ -288,20 +288,27 @@ static int run_aiocb(PoolWork *work)
     return acb->func(acb->arg);
 }
 
+/* Nothing of it is left when it calls back: the thread may end in there. */
 static void aiocb_done(PoolWork *work, int ret)
 {
     ThreadPoolAIOCB *acb = container_of(work, ThreadPoolAIOCB, work);
     struct pool_queue *pq = work->pq;
+    ThreadPoolCompletionFunc *cb = acb->cb;
+    void *opaque = acb->opaque;
     struct observe_call call;
 
     *(acb->prev ? &acb->prev->next : &pq->first) = acb->next;
     *(acb->next ? &acb->next->prev : &pq->last) = acb->prev;
-    observe_begin(pq->ctx, is_observed(pq->ctx), &call, OBSERVE_COMPLETION, func_address(acb->cb),
-                  -1);
-    acb->cb(acb->opaque, ret);
-    observe_end(pq->ctx, &call);
     aio_context_count_inflight(pq->ctx, -1);
     free(acb);
+    observe_begin(pq->ctx, is_observed(pq->ctx), &call, OBSERVE_COMPLETION, func_address(cb), -1);
+    cb(opaque, ret);
+    observe_end(pq->ctx, &call);
+}
+
+static void aiocb_lost(PoolWork *work)
+{
+    free(container_of(work, ThreadPoolAIOCB, work));
 }
 
 /* The current context's queue.  NULL with errno. */
@@ -339,13 +346,15 @@ ThreadPoolAIOCB *thread_pool_submit_aio(ThreadPoolFunc *func, void *arg,
         errno = ENOMEM;
         return NULL;
     }
-    *acb = (ThreadPoolAIOCB){ .work = { .func = run_aiocb, .done = aiocb_done, .is_aiocb = true },
-                              .func = func,
-                              .arg = arg,
-                              .cb = cb,
-                              .opaque = opaque,
-                              .seq = pq->next_seq,
-                              .prev = pq->last };
+    *acb = (ThreadPoolAIOCB){
+        .work = { .func = run_aiocb, .done = aiocb_done, .lost = aiocb_lost, .is_aiocb = true },
+        .func = func,
+        .arg = arg,
+        .cb = cb,
+        .opaque = opaque,
+        .seq = pq->next_seq,
+        .prev = pq->last
+    };
     ret = submit(pq, &acb->work);
     if (ret < 0) {
         free(acb);

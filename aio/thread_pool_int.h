@@ -18,7 +18,10 @@ typedef struct PoolWork PoolWork;
 struct PoolWork {
     int (*func)(PoolWork *work);           /* on a thread of the pool */
     void (*done)(PoolWork *work, int ret); /* on the submitter's home thread */
-    struct pool_queue *pq;                 /* private from here on; fixed while it is in flight */
+    /* Instead of done(), when func has returned too late for its context.  On any thread, and the
+     * last that the pool does with the work. */
+    void (*lost)(PoolWork *work);
+    struct pool_queue *pq; /* private from here on; fixed while it is in flight */
     PoolWork *next, *prev; /* the pool's lock: its queue; next, atomic: on the way back */
     int ret;               /* written before the push onto pool_queue.done */
     bool waiting;          /* the pool's lock: in its queue */
@@ -28,9 +31,10 @@ struct PoolWork {
 /* ---- For the block folder -------------------------------------------------------------------- */
 
 /*
- * Submits @work, whose func and done are set.  done() is called from the loop of @ctx, never inside
- * this call.  It is not counted as in flight: the caller does that.  When the context is closed
- * before the work has come back, done() is not called, and the work's memory has to stay.
+ * Submits @work, whose func, done and lost are set.  done() is called from the loop of @ctx, never
+ * inside this call.  It is not counted as in flight: the caller does that.  When the context is
+ * closed before the work has come back, done() is not called, and the work's memory has to stay
+ * until lost() is.
  * Returns 0; -ENOMEM; -EAGAIN when there is no thread and none can be started.
  * Thread: home of @ctx.
  */

@@ -11,6 +11,7 @@ typedef struct FileFixed FileFixed;
 typedef struct FileFixedQueue FileFixedQueue;
 
 typedef struct FileState {
+    unsigned refs; /* atomic: one while it is open, and one of each call on the pool */
     int fd;
     int tail_fd;  /* without O_DIRECT, to read a tail of odd size; -1: there is none */
     int64_t tail; /* where that begins */
@@ -42,6 +43,8 @@ void blk_file_pool_cancel(FilePoolPiece *p);
 /* file_open.c */
 int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why);
 void blk_file_close(void *state);
+/* Gives a reference back; the last one closes the fds.  Thread: any. */
+void blk_file_put(FileState *s);
 
 /* file_fixed.c */
 FileFixed *blk_file_fixed_new(void);

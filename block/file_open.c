@@ -22,6 +22,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "rcu/atomic_int.h"
+
 /* statx(2) tells the alignment since Linux 6.1; older headers lack the name and the fields. */
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x2000U
@@ -272,6 +274,7 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
     if (!s) {
         return blk_fail(ret_why, ENOMEM, "out of memory");
     }
+    s->refs = 1;
     s->fd = s->tail_fd = -1;
     s->direct = blk_opt_get(opts, "direct", 0);
     if (blk_opt_get(opts, "registered", 0)) {
@@ -295,8 +298,14 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
 
 void blk_file_close(void *state)
 {
-    FileState *s = state;
+    blk_file_put(state);
+}
 
+void blk_file_put(FileState *s)
+{
+    if (sub_fetch_acq_rel(&s->refs, 1) > 0) {
+        return;
+    }
     if (s->tail_fd >= 0) {
         close(s->tail_fd);
     }

@@ -9,7 +9,8 @@
  *
  * A piece belongs to the driver until it is done, so the thread reads it without a lock.  What a
  * cancel finds not begun is taken back and ends in -ECANCELED; a call that is under way ends in its
- * own result.
+ * own result.  When a context closes and has given up on one, the backend may be closed before it
+ * is made or has returned: so each keeps the fds open.
  */
 #include "block/file_int.h"
 
@@ -87,7 +88,13 @@ static void done(PoolWork *work, int ret)
 {
     FilePoolPiece *p = container_of(work, FilePoolPiece, work);
 
+    blk_file_put(p->piece->state);
     blk_piece_done(p->piece, blk_file_result(p->piece, ret));
+}
+
+static void lost(PoolWork *work)
+{
+    blk_file_put(container_of(work, FilePoolPiece, work)->piece->state);
 }
 
 /* Whether a read that was limited to the page cache says that it cannot be, not that it went wrong.
@@ -121,6 +128,7 @@ static int read_cached(const BlkPiece *piece)
 
 void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx)
 {
+    FileState *s = piece->state;
     int ret = read_cached(piece);
 
     if (ret != -EAGAIN) {
@@ -130,8 +138,11 @@ void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx)
     p->piece = piece;
     p->work.func = run;
     p->work.done = done;
+    p->work.lost = lost;
+    add_fetch_relaxed(&s->refs, 1);
     ret = pool_work_submit(ctx, &p->work);
     if (unlikely(ret < 0)) {
+        blk_file_put(s);
         blk_piece_done(piece, ret);
     }
 }
@@ -139,6 +150,7 @@ void blk_file_pool_submit(FilePoolPiece *p, BlkPiece *piece, AioContext *ctx)
 void blk_file_pool_cancel(FilePoolPiece *p)
 {
     if (pool_work_cancel(&p->work)) {
+        blk_file_put(p->piece->state);
         blk_piece_done(p->piece, -ECANCELED);
     }
 }

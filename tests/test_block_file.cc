@@ -368,6 +368,66 @@ TEST_P(BlkFile, ALongCachedReadLeavesOthersTheirTurn)
     EXPECT_EQ(whole.ret, 0);
 }
 
+/* Where fdatasync() waits before it is made. */
+static std::atomic<bool> hold_syncs{ false };
+static std::atomic<int> held_syncs{ 0 };
+static std::atomic<ino_t> synced{ 0 };
+
+extern "C" int fdatasync(int fd)
+{
+    struct stat st = {};
+
+    if (hold_syncs) {
+        held_syncs++;
+        WaitUntil([] { return !hold_syncs.load(); });
+        fstat(fd, &st);
+        synced = st.st_ino;
+        held_syncs--;
+    }
+    return static_cast<int>(syscall(SYS_fdatasync, fd));
+}
+
+/* A call on the pool that its context has given up on may be made after the backend has gone. */
+TEST(BlkFilePool, AGivenUpCallIsMadeOnItsOwnFile)
+{
+    LocalContext ctx("epoll");
+    TempDir dir;
+    IOThreadOptions opts = {};
+    struct stat st = {};
+    static Result never;
+    static Blk blk; /* what is given up stays */
+
+    blk = Open("file:" + dir.Path("disk") + "?create=on&size=1M");
+    ASSERT_EQ(stat(dir.Path("disk").c_str(), &st), 0);
+    hold_syncs = true;
+    opts.stop_timeout_ms = 1;
+    opts.context.monitor = "epoll";
+    IOThread *io = iothread_new("gives-up", &opts);
+    ASSERT_NE(io, nullptr);
+    ASSERT_EQ(aio_bh_schedule_oneshot(
+                  iothread_get_aio_context(io),
+                  [](void *) { blk_aio_flush(blk.get(), Ended, &never); }, nullptr),
+              0);
+    ASSERT_TRUE(WaitUntil([] { return held_syncs == 1; }));
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(iothread_destroy(io), 0);
+    std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find("given up"), std::string::npos) << said;
+    static BlockBackend *left = blk.release();
+    blk_unref(left);
+    int other = open(dir.Path("other").c_str(), O_RDWR | O_CREAT, 0600); /* takes a free number */
+    hold_syncs = false;
+    ASSERT_TRUE(WaitUntil([] { return held_syncs == 0; }));
+    EXPECT_EQ(synced, st.st_ino);
+    close(other);
+    ThreadPoolStats s;
+    EXPECT_TRUE(WaitUntil([&] {
+        thread_pool_get_stats(&s);
+        return s.running == 0;
+    }));
+    EXPECT_EQ(never.calls, 0);
+}
+
 /* A block device over a file; gone with the scope. */
 class LoopDevice
 {
