@@ -354,7 +354,7 @@ static int uring_wait(AioContext *ctx, int64_t deadline_ns)
 
     m->woken = false;
     arm_all(ctx, m, wait);
-    if (ctx->done || m->woken) {
+    if (ctx->done || m->woken || m->to_arm) {
         wait = false; /* the queue was full, and making room has reaped something */
     }
     to_submit = flush_sq(m);
@@ -408,7 +408,7 @@ static int64_t uring_prepare(AioContext *ctx)
     unsigned kflags;
 
     uring_wait(ctx, WAIT_NOT);
-    if (ctx->done) {
+    if (ctx->done || m->to_arm) { /* the latter: a change of events was refused */
         return WAIT_NOT;
     }
     embed_take_edges(ctx);
