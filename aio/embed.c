@@ -393,6 +393,9 @@ void embed_end_wait(AioContext *ctx)
     bool notified = wake_end_sleep(ctx);
 
     e->idle_until = 0;
+    if (unlikely(ctx->poll.parked)) {
+        poll_hand_over(ctx); /* prepare may always find work, and never come to it */
+    }
     ctx->mon->wait(ctx, WAIT_NOT);
     if (e->waits) {
         e->waits = false;
