@@ -185,12 +185,29 @@ static void dispatch(CqeHandler *ready)
     free_unless_used(h);
 }
 
+/* Calls io_poll, which may set @h anew, or remove it.  Returns what it has found, for the handlers
+ * that are set now. */
+static bool ask(AioHandler *h)
+{
+    AioPollFn *io_poll = h->io_poll;
+    void *opaque = h->opaque;
+    bool found = io_poll(opaque);
+
+    h->poll_replaced = h->io_poll != io_poll || h->opaque != opaque;
+    return found && h->io_poll && !h->removed;
+}
+
+/* What was found was for another io_poll than the present one. */
+static bool ask_again(AioHandler *h)
+{
+    return h->io_poll && ask(h) && !h->poll_replaced;
+}
+
 /* The completion of what io_poll has found. */
 static void dispatch_polled(CqeHandler *found)
 {
     AioHandler *h = container_of(found, AioHandler, poll_ready);
     AioContext *ctx = h->ctx;
-    IOHandler *func = h->io_poll_ready ? h->io_poll_ready : h->io_read ? h->io_read : h->io_write;
 
     h->poll_queued = false;
     if (h->removed) {
@@ -199,9 +216,13 @@ static void dispatch_polled(CqeHandler *found)
         return;
     }
     callback_begins(h);
-    if (h->poll_replaced && !(h->io_poll && h->io_poll(h->opaque))) {
+    if (h->poll_replaced && !ask_again(h)) {
         ctx->idle_events++;
     } else {
+        IOHandler *func = h->io_poll_ready ? h->io_poll_ready
+                          : h->io_read     ? h->io_read
+                                           : h->io_write;
+
         /* What the kernel has seen, or an fd that it still watches, may be the same thing. */
         h->recheck |= h->queued || (h->armed && ctx->mon->one_shot);
         call_handler(h, func, OBSERVE_FD_READ);
@@ -219,9 +240,8 @@ void handler_poll(AioHandler *h)
     }
     callback_begins(h);
     this_thread.callbacks++;
-    if (h->io_poll(h->opaque) && !h->removed && !h->queued && !h->poll_queued) {
+    if (ask(h) && !h->queued && !h->poll_queued) {
         h->poll_queued = true;
-        h->poll_replaced = false;
         poll_add(ctx, h);
         context_complete(ctx, &h->poll_ready);
     }
