@@ -303,7 +303,7 @@ static bool try_poll(AioContext *ctx, int64_t begin, int64_t max_ns, int64_t lim
     }
     how = poll_until(ctx, begin, plan.sleep_until - begin > ns ? begin + ns : plan.sleep_until,
                      &plan);
-    p->stale = true; /* for a poll further down the stack */
+    p->stale = true; /* as it was: for a poll further down the stack */
     took = clock_monotonic_ns() - begin;
     count_own(&ctx->stats->polls, 1);
     count_own(&ctx->stats->polls_found, how == POLL_FOUND);
@@ -319,7 +319,6 @@ void poll_wait(AioContext *ctx, int64_t limit)
     int64_t max_ns = ld_relaxed(&ctx->poll_max_ns), begin;
     uint64_t sleeps = ctx->stats->sleeps;
 
-    p->stale = true; /* as there */
     if (limit == WAIT_NOT || max_ns == 0) {
         wait_in_kernel(ctx, limit);
         return;

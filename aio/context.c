@@ -456,6 +456,7 @@ bool context_iterate(AioContext *ctx, int64_t limit_ns)
         observe_turn_begin(ctx, &turn);
     }
     count_own(&ctx->stats->iterations, 1);
+    ctx->poll.stale = true; /* for a poll further down the stack: we take its notifies */
     if (likely(limit_ns != WAIT_WAS_HOSTS)) {
         wait_for_events(ctx, limit_ns);
     } else {
