@@ -315,6 +315,8 @@ void bh_free_ended(QEMUBH *bh);
 void handler_poll(AioHandler *h);
 /* handlers.c: what other threads have asked for.  Returns whether a callback ran. */
 bool handlers_apply_requests(AioContext *ctx);
+/* The thread has left its callbacks for good: none is on the stack. */
+void handlers_forget_callbacks(AioContext *ctx);
 void handlers_drop_all(AioContext *ctx);
 /* Drops what was asked for after the end, and tells who wanted to be told. */
 void handlers_drop_requests(AioContext *ctx);

@@ -250,6 +250,17 @@ void handler_poll(AioHandler *h)
     free_unless_used(h);
 }
 
+void handlers_forget_callbacks(AioContext *ctx)
+{
+    AioHandler *h;
+
+    while ((h = ctx->busy)) {
+        h->busy = 1;
+        callback_returned(h);
+        free_unless_used(h);
+    }
+}
+
 static int grow_table(AioContext *ctx, int fd)
 {
     int size = ctx->handlers_size ? ctx->handlers_size : 64;

@@ -58,6 +58,7 @@ static void thread_exits(void *unused)
     while ((ctx = self.contexts)) {
         observe_forget(ctx);
         ctx->depth = 0; /* a cancelled thread has left its callbacks, or its sleep, for good */
+        handlers_forget_callbacks(ctx);
         if (!ctx->shut) {
             self.current = ctx;
             context_shutdown(ctx, "exit of a home thread", CONTEXT_STOP_LIMIT_NS);
