@@ -195,7 +195,7 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
     int ret;
 
     if (unlikely(m->sqpoll)) {
-        flags |= sleep_flag(m) | (io_uring_sq_space_left(&m->ring) ? 0 : IORING_ENTER_SQ_WAIT);
+        flags |= (to_submit ? sleep_flag(m) : 0) | (io_uring_sq_space_left(&m->ring) ? 0 : IORING_ENTER_SQ_WAIT);
     }
 
     if (io_uring_smp_load_acquire(m->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) {
@@ -415,7 +415,7 @@ static int64_t uring_prepare(AioContext *ctx)
     /* What an edge was about came before it. */
     kflags = io_uring_smp_load_acquire(m->ring.sq.kflags);
     if ((kflags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) || io_uring_cq_ready(&m->ring) ||
-        flush_sq(m)) {
+        (!m->sqpoll && flush_sq(m))) { /* with it, they are taken without us */
         return WAIT_NOT;
     }
     return until;
