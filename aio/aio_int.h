@@ -98,6 +98,7 @@ struct AioHandler {
                                 * found: look at the fd */
     bool armed;              /* io_uring: a poll request is in the kernel or on its way there;
                                 * epoll: the set holds it */
+    bool beside_ring;        /* io_uring: in a host's set of eventfds, see embed.c */
     unsigned updates;        /* io_uring: changes of its events on their way */
     uint32_t epoll_key;      /* epoll: of this addition to the set */
     uint32_t epoll_events;   /* epoll: how many there were */

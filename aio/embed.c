@@ -223,7 +223,7 @@ static int make_eventfds(AioContext *ctx)
     return ret;
 }
 
-static int watch_eventfd(AioContext *ctx, const AioHandler *h)
+static int watch_eventfd(AioContext *ctx, AioHandler *h)
 {
     struct embed *e = ctx->embed;
     struct epoll_event ev = { .events = h->events, .data.fd = h->fd };
@@ -241,6 +241,7 @@ static int watch_eventfd(AioContext *ctx, const AioHandler *h)
     count_own(&ctx->stats->syscalls, 1);
     if (epoll_ctl(e->eventfds, EPOLL_CTL_MOD, h->fd, &ev) == 0 ||
         (errno == ENOENT && epoll_ctl(e->eventfds, EPOLL_CTL_ADD, h->fd, &ev) == 0)) {
+        h->beside_ring = true;
         return 0;
     }
     /* A file that is always ready, or closed: the ring says so at once. */
@@ -259,30 +260,31 @@ static int renew_eventfds(AioContext *ctx)
     }
     for (int fd = 0; fd < ctx->handlers_size && ret == 0; fd++) {
         if (ctx->handlers[fd]) {
+            ctx->handlers[fd]->beside_ring = false;
             ret = watch_eventfd(ctx, ctx->handlers[fd]);
         }
     }
     return ret;
 }
 
-void embed_watch(AioContext *ctx, const AioHandler *h)
+void embed_watch(AioContext *ctx, AioHandler *h)
 {
     if (ctx->embed && watch_eventfd(ctx, h) < 0) {
         ctx->embed->incomplete = true;
     }
 }
 
-void embed_unwatch(AioContext *ctx, const AioHandler *h)
+void embed_unwatch(AioContext *ctx, AioHandler *h)
 {
     struct embed *e = ctx->embed;
 
-    if (!e || e->eventfds < 0 || !may_be_eventfd(h->fd)) {
+    if (!h->beside_ring) {
         return;
     }
+    h->beside_ring = false;
     count_own(&ctx->stats->syscalls, 1);
-    if (epoll_ctl(e->eventfds, EPOLL_CTL_DEL, h->fd, &(struct epoll_event){ 0 }) < 0 &&
-        errno != EPERM) {
-        e->incomplete = true; /* it may have been closed before, and be in the set for ever */
+    if (epoll_ctl(e->eventfds, EPOLL_CTL_DEL, h->fd, &(struct epoll_event){ 0 }) < 0) {
+        e->incomplete = true; /* it was closed before, and may be in the set for ever */
     }
 }
 

@@ -28,8 +28,8 @@ bool embed_take_edges(AioContext *ctx);
 
 /* io_uring: an fd is watched, or not any more; see the top of embed.c.  Nothing when the context is
  * not embedded. */
-void embed_watch(AioContext *ctx, const struct AioHandler *h);
-void embed_unwatch(AioContext *ctx, const struct AioHandler *h);
+void embed_watch(AioContext *ctx, struct AioHandler *h);
+void embed_unwatch(AioContext *ctx, struct AioHandler *h);
 
 /* io_uring: tries again what embed_watch() could not do.  Returns when to look again at the
  * latest: WAIT_FOREVER when all are watched. */
