@@ -195,7 +195,8 @@ static int enter(AioContext *ctx, struct uring_mon *m, unsigned want,
     int ret;
 
     if (unlikely(m->sqpoll)) {
-        flags |= (to_submit ? sleep_flag(m) : 0) | (io_uring_sq_space_left(&m->ring) ? 0 : IORING_ENTER_SQ_WAIT);
+        flags |= (to_submit ? sleep_flag(m) : 0) |
+                 (io_uring_sq_space_left(&m->ring) ? 0 : IORING_ENTER_SQ_WAIT);
     }
 
     if (io_uring_smp_load_acquire(m->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) {

@@ -34,6 +34,12 @@ public:
             aio_set_fd_handler(ctx_, event_notifier_get_fd(&e), Read, nullptr, Poll, Ready, this),
             0);
     }
+    void SetWithoutIoPoll()
+    {
+        EXPECT_EQ(aio_set_fd_handler(ctx_, event_notifier_get_fd(&e), Read, nullptr, nullptr,
+                                     nullptr, this),
+                  0);
+    }
     void Remove()
     {
         aio_set_fd_handler(ctx_, event_notifier_get_fd(&e), nullptr, nullptr, nullptr, nullptr,
