@@ -346,8 +346,8 @@ typedef void EventNotifierHandler(EventNotifier *e);
 
 /*
  * Has @io_read called when @fd can be read (or hangs up, or has an error) and @io_write when it can
- * be written; level-triggered: what a handler leaves comes again.  Both NULL removes the fd's
- * handlers.
+ * be written; level-triggered: what a handler leaves comes again.  As after poll(2), there may
+ * rarely be nothing after all: let @fd be non-blocking.  Both NULL removes the fd's handlers.
  * @io_poll and @io_poll_ready serve adaptive polling (aio_context_set_poll_params()); they may be
  * NULL.  While the loop polls, @io_poll is called again and again; it looks, without a system call
  * if it can, whether the handlers would find something to do, and returns that.  On true,
