@@ -48,7 +48,9 @@
  * level-triggered, in a set of their own: they wake the host, and the ring says what has
  * happened.  For the same reason no request on the wake eventfd is on the ring while the host
  * waits, other than one that a blocking aio_poll() has left.  A file that was closed without the
- * removal of its handlers cannot be taken out of the set: then that is made anew.
+ * removal of its handlers cannot be taken out of the set: then that is made anew.  With
+ * SQPOLL there is no second set: the kernel's thread completes such requests, and signals, a while
+ * after the write, and until then the set would have the host spin.
  *
  * Everything here belongs to the home thread.
  *

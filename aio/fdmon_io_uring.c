@@ -289,7 +289,9 @@ static void uring_watch(AioContext *ctx, AioHandler *h)
 {
     struct uring_mon *m = ctx->mon_state;
 
-    embed_watch(ctx, h);
+    if (!m->sqpoll) {
+        embed_watch(ctx, h);
+    }
     /* Should it complete before it is changed, the next arming takes the new events. */
     if (!h->pprev && !h->queued) {
         handler_link(&m->to_arm, h);
@@ -405,7 +407,7 @@ static int uring_embed(AioContext *ctx)
 static int64_t uring_prepare(AioContext *ctx)
 {
     struct uring_mon *m = ctx->mon_state;
-    int64_t until = embed_watch_rest(ctx);
+    int64_t until = m->sqpoll ? WAIT_FOREVER : embed_watch_rest(ctx);
     unsigned kflags;
 
     uring_wait(ctx, WAIT_NOT);
