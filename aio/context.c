@@ -270,18 +270,25 @@ static bool in_flight(AioContext *ctx)
     return ctx->inflight_ops || ctx->inflight_other;
 }
 
-/*
- * Iterates until nothing is in flight and no bottom half waits, or @limit_ns has passed.  Bottom
- * halves that schedule themselves, or that others schedule, for ever get a number of passes, which
- * *passes counts down.  Returns whether nothing is in flight.
- */
-static bool quiesce(AioContext *ctx, int64_t limit_ns, int *passes)
-{
-    int64_t end = clock_monotonic_ns() + limit_ns;
+/* What bottom halves get that schedule themselves, or that others schedule, for ever: a number of
+ * passes, and a time, since others may schedule more in each pass than in the one before. */
+struct patience {
+    int passes;
+    int64_t until_ns;
+};
 
-    while (in_flight(ctx) ||
-           ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) && (*passes)-- > 0)) {
-        if (clock_monotonic_ns() >= end) {
+/*
+ * Iterates until nothing is in flight and no bottom half waits, @limit_ns have passed, or bottom
+ * halves alone have used up *@p.  Returns whether nothing is in flight.
+ */
+static bool quiesce(AioContext *ctx, int64_t limit_ns, struct patience *p)
+{
+    int64_t now = clock_monotonic_ns(), end = now + limit_ns;
+
+    for (; in_flight(ctx) || ((bh_timeout(ctx) == 0 || handlers_have_requests(ctx)) &&
+                              p->passes-- > 0 && now < p->until_ns);
+         now = clock_monotonic_ns()) {
+        if (now >= end) {
             return !in_flight(ctx);
         }
         rcu_check_fork("iothread_stop"); /* of a callback that has forked this is the child */
@@ -327,10 +334,10 @@ static void say_in_flight(AioContext *ctx, const char *name, const char *then)
  * that not come within the limits, those that were accepted run once more. */
 static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
 {
-    int64_t end = clock_monotonic_ns() + limit_ns;
-    int passes = 1000;
+    int64_t begin = clock_monotonic_ns(), end = begin + limit_ns;
+    struct patience p = { .passes = 1000, .until_ns = begin + INT64_C(250000000) };
 
-    for (int i = 0; i < 100 && quiesce(ctx, end - clock_monotonic_ns(), &passes); i++) {
+    for (int i = 0; i < 100 && quiesce(ctx, end - clock_monotonic_ns(), &p); i++) {
         if (bh_timeout(ctx) > 0) {
             bh_poll(ctx); /* idle ones: now, not in 10 ms */
         }
@@ -344,10 +351,10 @@ static void finish_work(AioContext *ctx, const char *name, int64_t limit_ns)
         if (ctx->mon->cancel_all && ctx->inflight_ops) {
             ctx->mon->cancel_all(ctx);
         }
-        quiesce(ctx, INT64_C(2000000000), &passes);
+        quiesce(ctx, INT64_C(2000000000), &p);
     }
     bh_run_last(ctx);
-    if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000), &passes)) {
+    if (in_flight(ctx) && !quiesce(ctx, INT64_C(100000000), &p)) {
         say_in_flight(ctx, name, "given up; their memory is left to whom has it");
     }
 }

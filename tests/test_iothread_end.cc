@@ -429,7 +429,7 @@ TEST_P(IOThreadStop, OtherThreadsMayGoOnUsingTheContextMeanwhile)
 {
     Blk blk = Open("null://?latency-ns=200000");
 
-    for (int i = 0; i < (kSanitized ? 5 : 20); i++) {
+    for (int i = 0; i < (kSanitized ? 4 : 8); i++) {
         Work work(GetParam(), blk.get());
         std::atomic<bool> stop{ false };
         std::vector<std::thread> others;
