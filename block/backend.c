@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Backends: opening, references, closing, and the list of drivers.
+ * Backends: opening, references, closing.
  *
  * Closing.  The last reference waits until the queues are idle, or, below a callback, sets
  * `closing` and leaves it to whoever ends the last request (blk_close_check(), reached through
@@ -16,67 +16,11 @@
 
 #include "rcu/rcu_int.h"
 
-/* ---- Drivers --------------------------------------------------------------------------------- */
-
-static pthread_mutex_t drivers_lock = PTHREAD_MUTEX_INITIALIZER;
-static BlockDriver *drivers; /* drivers_lock: those registered beside the built-in ones */
-
-static BlockDriver *const builtin[] = { &blk_file_driver, &blk_null_driver };
-
-void blk_driver_register(BlockDriver *drv)
-{
-    pthread_mutex_lock(&drivers_lock);
-    drv->next = drivers;
-    drivers = drv;
-    pthread_mutex_unlock(&drivers_lock);
-}
-
-static bool is_named(const BlockDriver *drv, const char *name, size_t len)
-{
-    return strlen(drv->name) == len && !memcmp(drv->name, name, len);
-}
-
-const BlockDriver *blk_driver_find(const char *name, size_t len)
-{
-    const BlockDriver *drv;
-
-    for (size_t i = 0; i < sizeof(builtin) / sizeof(*builtin); i++) {
-        if (is_named(builtin[i], name, len)) {
-            return builtin[i];
-        }
-    }
-    pthread_mutex_lock(&drivers_lock);
-    for (drv = drivers; drv && !is_named(drv, name, len); drv = drv->next) {
-    }
-    pthread_mutex_unlock(&drivers_lock);
-    return drv;
-}
-
-/* The names of the built-in drivers, for messages.  Returns NULL when out of memory. */
-char *blk_driver_names(void)
-{
-    size_t size = 1, n = sizeof(builtin) / sizeof(*builtin);
-    char *names;
-
-    for (size_t i = 0; i < n; i++) {
-        size += strlen(builtin[i]->name) + 2;
-    }
-    names = calloc(1, size);
-    for (size_t i = 0; names && i < n; i++) {
-        strcat(strcat(names, i > 0 ? ", " : ""), builtin[i]->name);
-    }
-    return names;
-}
-
 /* ---- Opening --------------------------------------------------------------------------------- */
 
-static bool is_power_of_2(uint32_t n)
+static BlockBackend *alloc_backend(const BlkOptions *opts)
 {
-    return n > 0 && (n & (n - 1)) == 0;
-}
-
-static BlockBackend *alloc_backend(const BlockDriver *drv, const BlkOptions *opts)
-{
+    pthread_condattr_t attr;
     BlockBackend *blk;
     void *mem;
 
@@ -84,14 +28,17 @@ static BlockBackend *alloc_backend(const BlockDriver *drv, const BlkOptions *opt
         return NULL;
     }
     blk = memset(mem, 0, sizeof(*blk));
-    blk->drv = drv;
     blk->refcnt = 1;
     blk->pins = 1;
     blk->deadline_ns = blk_opt_get(opts, "deadline-ns", 0);
     blk->read_only = blk_opt_get(opts, "read-only", 0);
     blk->detach = blk_opt_get(opts, "detach", 0);
     pthread_mutex_init(&blk->lock, NULL);
-    pthread_cond_init(&blk->cond, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&blk->cond, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&blk->drain_lock, NULL);
     pthread_mutex_init(&blk->sync_lock, NULL);
     return blk;
 }
@@ -105,54 +52,60 @@ static void free_backend(BlockBackend *blk)
         free(q);
     }
     must(!blk->ranges && !blk->waiters);
+    blk_node_free(blk->root);
     pthread_mutex_destroy(&blk->sync_lock);
+    pthread_mutex_destroy(&blk->drain_lock);
     pthread_cond_destroy(&blk->cond);
     pthread_mutex_destroy(&blk->lock);
     free(blk);
 }
 
-/* What the driver says of itself, once it is open. */
 static void take_limits(BlockBackend *blk)
 {
-    const BlockDriver *drv = blk->drv;
-    BlkLimits *l = &blk->limits;
+    const BlkLimits *l = &blk->root->limits;
 
-    drv->get_limits(blk->drv_state, l);
-    must(is_power_of_2(l->request_alignment) && is_power_of_2(l->memory_alignment));
-    must(l->max_transfer % l->request_alignment == 0 && l->max_transfer > 0 && l->max_iov > 0);
-    must(l->request_alignment <= BLK_ALIGN_MAX);
-    blk->length = drv->getlength(blk->drv_state);
-    must(blk->length >= 0);
+    blk->limits = *l;
+    blk->length = blk->root->length;
     blk->align_mask = l->request_alignment - 1;
     blk->tail = blk->length & ~(int64_t)blk->align_mask;
     blk->ordered = l->request_alignment > 1 || blk->detach;
 }
 
-BlockBackend *blk_open(const char *spec, char **ret_why)
+static int open_spec(const char *spec, BlockBackend **ret_blk, char **ret_why)
 {
-    const BlockDriver *drv;
-    BlockBackend *blk = NULL;
-    BlkOptions opts;
-    int ret;
+    BlockBackend *blk;
+    BlkOptions *opts;
+    int ret = blk_options_parse(spec, &opts, ret_why);
 
-    rcu_check_fork("blk_open");
-    ret = blk_options_parse(spec, &drv, &opts, ret_why);
     if (ret < 0) {
-        errno = -ret;
-        return NULL;
+        return ret;
     }
-    blk = alloc_backend(drv, &opts);
-    ret = blk ? drv->open(&opts, &blk->drv_state, ret_why)
-              : blk_fail(ret_why, ENOMEM, "out of memory");
-    blk_options_free(&opts);
+    blk = alloc_backend(opts);
+    ret =
+        blk ? blk_node_open(opts, &blk->root, ret_why) : blk_fail(ret_why, ENOMEM, "out of memory");
+    blk_options_free(opts);
     if (ret < 0) {
         if (blk) {
             free_backend(blk);
         }
+        return ret;
+    }
+    take_limits(blk);
+    *ret_blk = blk;
+    return 0;
+}
+
+BlockBackend *blk_open(const char *spec, char **ret_why)
+{
+    BlockBackend *blk;
+    int ret;
+
+    rcu_check_fork("blk_open");
+    ret = open_spec(spec, &blk, ret_why);
+    if (ret < 0) {
         errno = -ret;
         return NULL;
     }
-    take_limits(blk);
     return blk;
 }
 
@@ -181,7 +134,7 @@ void blk_close_check(BlockBackend *blk)
     if (!mine) {
         return;
     }
-    blk->drv->close(blk->drv_state);
+    blk_node_close(blk->root);
     pthread_mutex_lock(&blk->lock);
     for (BlkQueue *q = blk->queues; q; q = q->next) {
         if (q->ctx) {
@@ -208,6 +161,8 @@ void blk_unref(BlockBackend *blk)
     if (this_thread.callbacks == 0) {
         rcu_check_may_wait("blk_unref");
         blk_wait_idle(blk);
+    } else {
+        blk_drain_for_good(blk); /* else it would stay open for as long as a limit says */
     }
     pthread_mutex_lock(&blk->lock);
     blk->closing = true;
@@ -224,15 +179,13 @@ int blk_register_buf(BlockBackend *blk, void *host, size_t size)
         return -EINVAL;
     }
     rcu_check_fork("blk_register_buf");
-    return blk->drv->register_buf ? blk->drv->register_buf(blk->drv_state, host, size) : 0;
+    return blk_node_register_buf(blk->root, host, size);
 }
 
 void blk_unregister_buf(BlockBackend *blk, void *host, size_t size)
 {
     rcu_check_fork("blk_unregister_buf");
-    if (blk->drv->unregister_buf) {
-        blk->drv->unregister_buf(blk->drv_state, host, size);
-    }
+    blk_node_unregister_buf(blk->root, NULL, host, size);
 }
 
 /* ---- Getters --------------------------------------------------------------------------------- */
@@ -244,7 +197,7 @@ int64_t blk_getlength(BlockBackend *blk)
 
 const char *blk_get_driver_name(BlockBackend *blk)
 {
-    return blk->drv->name;
+    return blk->root->drv->name;
 }
 
 bool blk_is_read_only(BlockBackend *blk)
@@ -259,5 +212,5 @@ void blk_get_limits(BlockBackend *blk, BlkLimits *ret_limits)
 
 int blk_check_context(BlockBackend *blk, AioContext *ctx, char **ret_why)
 {
-    return blk->drv->check_context ? blk->drv->check_context(blk->drv_state, ctx, ret_why) : 0;
+    return blk_node_check_context(blk->root, ctx, ret_why);
 }

@@ -13,7 +13,7 @@
 #include <pthread.h>
 
 #include "aio/aio_ext_int.h"
-#include "block/driver_int.h"
+#include "block/node_int.h"
 #include "rcu/atomic_int.h"
 #include "rcu/util_int.h"
 
@@ -71,7 +71,8 @@ struct BlockAIOCB {
 
     BlockCompletionFunc *cb;
     void *opaque;
-    QEMUIOVector *qiov;
+    QEMUIOVector *qiov; /* reads and writes */
+    BlkExtent *extent;  /* BLK_OP_STATUS */
     int64_t offset;
     uint64_t bytes;
     uint64_t done;       /* of bytes */
@@ -117,7 +118,7 @@ struct BlkQueue {
     AioContext *home_ctx; /* home: the same while requests run */
     AioCloseHook hook;    /* home */
     QEMUBH *finished_bh, *resume_bh, *detach_bh, *close_bh; /* fixed while ctx is set */
-    void *drv_queue;                                        /* home */
+    void *node_queues[BLK_NODES_MAX];                       /* home */
     bool usable;                                            /* home: the driver can run on ctx */
     bool closing;   /* home: ctx is closing and cancels; nothing new is taken on */
     bool abandoned; /* atomic: ctx closed with pieces in the kernel; nobody waits for them */
@@ -150,8 +151,7 @@ typedef struct BlkWaiter {
 
 struct BlockBackend {
     /* Fixed from blk_open() on. */
-    const BlockDriver *drv;
-    void *drv_state;
+    BlkNode *root;
     BlkLimits limits;
     int64_t length;
     int64_t tail;        /* length rounded down to request_alignment */
@@ -176,6 +176,9 @@ struct BlockBackend {
     bool fast_quiet; /* lock: no fast write is in flight, for as long as serialisers > 0 */
     bool closing, close_begun; /* lock */
 
+    pthread_mutex_t drain_lock;
+    unsigned drainers; /* drain_lock: who waits; the drivers have been told of the first */
+
     pthread_mutex_t sync_lock;
     IOThread *sync_thread; /* sync_lock */
 };
@@ -191,14 +194,7 @@ struct BlockBackend {
 /* Times that one piece is tried again after -EINTR or -EAGAIN. */
 #define BLK_RETRIES_MAX 64
 
-/* options.c */
-int blk_options_parse(const char *spec, const BlockDriver **ret_drv, BlkOptions *ret_opts,
-                      char **ret_why);
-void blk_options_free(BlkOptions *opts);
-
 /* backend.c */
-const BlockDriver *blk_driver_find(const char *name, size_t len);
-char *blk_driver_names(void);
 void blk_unpin(BlockBackend *blk);
 /* Closes when it is due: the last reference has gone and nothing is in flight. */
 void blk_close_check(BlockBackend *blk);
@@ -242,6 +238,8 @@ void blk_range_drop_all(BlkQueue *q);
 void blk_kick(BlockBackend *blk);
 void blk_wait_idle(BlockBackend *blk);
 bool blk_queues_idle(BlockBackend *blk);
+/* Tells the drivers that someone waits from now on, without waiting. */
+void blk_drain_for_good(BlockBackend *blk);
 /* One iteration of all contexts here whose home the caller is; it is that of one at least. */
 void blk_poll_own(BlockBackend *blk);
 

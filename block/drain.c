@@ -29,6 +29,8 @@
 
 /* Between rounds: how late a completion may be seen there. */
 enum { SEVERAL_SLEEP_NS = 200000 };
+/* How late a jump of the clock may be seen by a thread that sleeps on the condition. */
+enum { LIMIT_SLEEP_NS = 10000000 };
 
 /* What one waits for in one queue. */
 typedef struct Wait {
@@ -36,7 +38,8 @@ typedef struct Wait {
     bool own;  /* the caller is the queue's home: what is on its stack does not count */
     bool idle; /* nothing may be left at all, detached pieces included */
     bool snapped;
-    uint64_t snap; /* the next_seq when the wait began */
+    uint64_t snap;    /* the next_seq when the wait began */
+    int64_t until_ns; /* of QEMU_CLOCK_REALTIME; below zero: without limit */
 } Wait;
 
 static bool queue_idle(const BlkQueue *q)
@@ -162,6 +165,51 @@ void blk_poll_own(BlockBackend *blk)
     }
 }
 
+static bool is_over(const Wait *w)
+{
+    return w->until_ns >= 0 && qemu_clock_get_ns(QEMU_CLOCK_REALTIME) >= w->until_ns;
+}
+
+static void nothing(void *opaque)
+{
+}
+
+/* Polls a context, no longer than the wait's limit. */
+static void poll_until(AioContext *ctx, const Wait *w)
+{
+    QEMUTimer timer;
+
+    if (w->until_ns < 0) {
+        aio_poll(ctx, true);
+        return;
+    }
+    aio_timer_init(ctx, &timer, QEMU_CLOCK_REALTIME, SCALE_NS, nothing, NULL);
+    timer_mod_ns(&timer, w->until_ns);
+    aio_poll(ctx, true);
+    timer_deinit(&timer);
+}
+
+/* On the backend's condition, under its lock.  The limit is of a clock whose source may have been
+ * replaced, the condition's is of CLOCK_MONOTONIC: so it takes short turns. */
+static void sleep_locked(BlockBackend *blk, const Wait *w)
+{
+    int64_t left, end;
+    struct timespec ts;
+
+    if (w->until_ns < 0) {
+        pthread_cond_wait(&blk->cond, &blk->lock);
+        return;
+    }
+    left = w->until_ns - qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    end = ts.tv_nsec + (left < LIMIT_SLEEP_NS ? left : LIMIT_SLEEP_NS);
+    if (left > 0) {
+        ts.tv_sec += end / INT64_C(1000000000);
+        ts.tv_nsec = end % INT64_C(1000000000);
+        pthread_cond_timedwait(&blk->cond, &blk->lock, &ts);
+    }
+}
+
 /*
  * Sleeps once, or goes on with what the caller's own contexts have to do: what is waited for may
  * itself wait for a range that a request on any of them holds.
@@ -174,32 +222,34 @@ static void wait_once(BlockBackend *blk, Wait *w, BlkWaiter *me)
     pthread_mutex_lock(&blk->lock);
     me->ctx = n == 1 ? only : NULL;
     if (n == 0 && !passed(w)) {
-        pthread_cond_wait(&blk->cond, &blk->lock);
+        sleep_locked(blk, w);
     }
     pthread_mutex_unlock(&blk->lock);
     if (n == 0 || passed(w)) { /* once more: until now blk_kick() may have told another context */
         return;
     }
     if (n == 1) {
-        aio_poll(only, true);
+        poll_until(only, w);
     } else {
         poll_several(blk);
     }
 }
 
-static void wait_for(BlockBackend *blk, Wait *w)
+/* Returns whether it has come about. */
+static bool wait_for(BlockBackend *blk, Wait *w)
 {
     BlkWaiter me = { .ctx = NULL }, **link;
+    bool has_passed;
 
     if (passed(w)) {
-        return;
+        return true;
     }
     pthread_mutex_lock(&blk->lock);
     me.next = blk->waiters;
     blk->waiters = &me;
     fetch_add_seq(&blk->watch, 1);
     pthread_mutex_unlock(&blk->lock);
-    while (!passed(w)) {
+    while (!(has_passed = passed(w)) && !is_over(w)) {
         wait_once(blk, w, &me);
     }
     pthread_mutex_lock(&blk->lock);
@@ -208,30 +258,51 @@ static void wait_for(BlockBackend *blk, Wait *w)
     *link = me.next;
     fetch_sub_seq(&blk->watch, 1);
     pthread_mutex_unlock(&blk->lock);
+    return has_passed;
+}
+
+/* The drivers are told when someone begins to wait, and when nobody does any more. */
+static void count_drainer(BlockBackend *blk, int n)
+{
+    pthread_mutex_lock(&blk->drain_lock);
+    if (blk->drainers == 0 || blk->drainers + n == 0) {
+        blk_node_drain(blk->root, n > 0);
+    }
+    blk->drainers += n;
+    pthread_mutex_unlock(&blk->drain_lock);
+}
+
+void blk_drain_for_good(BlockBackend *blk)
+{
+    count_drainer(blk, 1);
 }
 
 /* Waits until nothing is left of any request.  Not below a callback. */
 void blk_wait_idle(BlockBackend *blk)
 {
+    count_drainer(blk, 1);
     for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
-        wait_for(blk, &(Wait){ .q = q, .idle = true });
+        wait_for(blk, &(Wait){ .q = q, .idle = true, .until_ns = -1 });
     }
+    count_drainer(blk, -1);
 }
 
-static int drain(BlockBackend *blk)
+static int drain(BlockBackend *blk, int64_t until_ns)
 {
     int ret = 0;
 
+    count_drainer(blk, 1);
     /* What submits to a queue that is made from now on comes after the call. */
     for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
-        Wait w = { .q = q, .own = own_context(q) != NULL };
+        Wait w = { .q = q, .own = own_context(q) != NULL, .until_ns = until_ns };
 
         if (!w.own && this_thread.callbacks > 0) {
             ret = passed(&w) ? ret : -EDEADLK;
-        } else {
-            wait_for(blk, &w);
+        } else if (!wait_for(blk, &w)) {
+            ret = ret ? ret : -ETIMEDOUT;
         }
     }
+    count_drainer(blk, -1);
     return ret;
 }
 
@@ -241,7 +312,14 @@ int blk_drain(BlockBackend *blk)
 {
     rcu_check_fork("blk_drain");
     rcu_check_may_wait("blk_drain");
-    return drain(blk);
+    return drain(blk, -1);
+}
+
+int blk_drain_until(BlockBackend *blk, int64_t until_ns)
+{
+    rcu_check_fork("blk_drain_until");
+    rcu_check_may_wait("blk_drain_until");
+    return drain(blk, until_ns < 0 ? 0 : until_ns);
 }
 
 int blk_drained_begin(BlockBackend *blk)
@@ -249,18 +327,18 @@ int blk_drained_begin(BlockBackend *blk)
     rcu_check_fork("blk_drained_begin");
     rcu_check_may_wait("blk_drained_begin");
     fetch_add_seq(&blk->held, 1);
+    count_drainer(blk, 1); /* also after -EDEADLK: until the section ends */
     blk_ended(blk); /* who waits for requests that an earlier section held need not any more */
-    return drain(blk);
+    return drain(blk, -1);
 }
 
 void blk_drained_end(BlockBackend *blk)
 {
-    unsigned old = fetch_sub_seq(&blk->held, 1);
-
-    if (old == 0) {
+    if (ld_seq(&blk->held) == 0) {
         die_misuse("blk_drained_end", "there is no drained section to end");
     }
-    if (old > 1) {
+    count_drainer(blk, -1); /* before what was held back comes to the drivers */
+    if (fetch_sub_seq(&blk->held, 1) > 1) {
         return;
     }
     pthread_mutex_lock(&blk->lock);

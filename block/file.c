@@ -189,12 +189,13 @@ static void file_piece_init(BlkPiece *piece, AioContext *ctx)
 }
 
 /* A device is told of a discard by an ioctl: fallocate() would have it read as zeroes after, which
- * many cannot do. */
+ * many cannot do.  For the status, a ring has nothing. */
 static bool needs_pool(const FilePiece *fp, const BlkPiece *piece)
 {
     const FileState *s = piece->state;
 
-    return !fp->has_ring || (piece->op == BLK_OP_DISCARD && s->is_device);
+    return !fp->has_ring || piece->op == BLK_OP_STATUS ||
+           (piece->op == BLK_OP_DISCARD && s->is_device);
 }
 
 /* Called with the piece's context as the current one; cancel need not be. */
@@ -227,7 +228,8 @@ static void file_cancel(BlkPiece *piece)
     (void)aio_context_cancel_sqe(fp->ctx, &fp->cqe);
 }
 
-BlockDriver blk_file_driver = {
+const BlockDriver blk_file_driver = {
+    .abi = BLOCK_DRIVER_ABI,
     .name = "file",
     .options = file_options,
     .piece_size = sizeof(FilePiece),
@@ -238,6 +240,7 @@ BlockDriver blk_file_driver = {
     .get_limits = file_get_limits,
     .queue_create = blk_file_queue_create,
     .queue_destroy = blk_file_queue_destroy,
+    .queue_abandon = blk_file_queue_destroy,
     .register_buf = blk_file_register_buf,
     .unregister_buf = blk_file_unregister_buf,
     .piece_init = file_piece_init,

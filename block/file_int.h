@@ -27,6 +27,7 @@ typedef struct FileState {
 typedef struct FilePoolPiece {
     PoolWork work;
     BlkPiece *piece;
+    int64_t extent_bytes; /* of a status */
 } FilePoolPiece;
 
 /* file.c: the fd that a read or a write goes to. */

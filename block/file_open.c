@@ -56,7 +56,7 @@ static int check_options(const BlkOptions *opts, char **ret_why)
 /* Opens @path, which is never a FIFO that would block: those are refused before. */
 static int open_file(const BlkOptions *opts, int flags, bool *ret_created, char **ret_why)
 {
-    const char *path = opts->path;
+    const char *path = blk_opts_path(opts);
     bool create = blk_opt_get(opts, "create", 0);
     struct stat st;
     int fd;
@@ -133,7 +133,7 @@ static int find_length(FileState *s, const char *path, char **ret_why)
 static int set_length(FileState *s, const BlkOptions *opts, char **ret_why)
 {
     int64_t size = blk_opt_get(opts, "size", 0);
-    int ret = find_length(s, opts->path, ret_why);
+    int ret = find_length(s, blk_opts_path(opts), ret_why);
 
     if (ret < 0 || s->length >= size) {
         return ret;
@@ -141,11 +141,11 @@ static int set_length(FileState *s, const BlkOptions *opts, char **ret_why)
     if (!blk_opt_get(opts, "create", 0) || s->is_device) {
         return blk_fail(ret_why, EINVAL,
                         "option 'size' asks for %lld bytes, but '%s' has only %lld%s",
-                        (long long)size, opts->path, (long long)s->length,
+                        (long long)size, blk_opts_path(opts), (long long)s->length,
                         s->is_device ? "" : "; create=on extends it");
     }
     if (ftruncate(s->fd, size) < 0) {
-        return fail_errno(ret_why, errno, "extend", opts->path);
+        return fail_errno(ret_why, errno, "extend", blk_opts_path(opts));
     }
     s->length = size;
     return 0;
@@ -256,9 +256,9 @@ static int open_all(FileState *s, const BlkOptions *opts, bool *ret_created, cha
     s->fd = ret;
     ret = set_length(s, opts, ret_why);
     if (ret == 0) {
-        ret = find_alignment(s, opts->path, ret_why);
+        ret = find_alignment(s, blk_opts_path(opts), ret_why);
     }
-    return ret < 0 ? ret : open_tail(s, opts->path, flags, ret_why);
+    return ret < 0 ? ret : open_tail(s, blk_opts_path(opts), flags, ret_why);
 }
 
 int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
@@ -287,7 +287,7 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
     ret = open_all(s, opts, &created, ret_why);
     if (ret < 0) {
         if (created) {
-            unlink(opts->path);
+            unlink(blk_opts_path(opts));
         }
         blk_file_close(s);
         return ret;

@@ -54,6 +54,29 @@ static int discard_device(const BlkPiece *piece)
     return ioctl(blk_file_fd(piece), BLKDISCARD, range);
 }
 
+/* What lies at the piece's offset, and for how many bytes.  Returns 0 or -errno.
+ * Source: lseek(2), SEEK_DATA and SEEK_HOLE. */
+static int find_extent(FilePoolPiece *p)
+{
+    BlkPiece *piece = p->piece;
+    const FileState *s = piece->state;
+    int64_t end = piece->offset + (int64_t)piece->bytes, next;
+
+    next = lseek(s->fd, piece->offset, SEEK_DATA);
+    if (next < 0 && errno != ENXIO) { /* ENXIO: no data from there on */
+        return -ENOTSUP;
+    }
+    piece->status = next == piece->offset ? BDRV_BLOCK_DATA : BDRV_BLOCK_ZERO;
+    if (next == piece->offset) {
+        next = lseek(s->fd, piece->offset, SEEK_HOLE);
+        if (next == piece->offset) {
+            return -ENOTSUP; /* discarded in between: say nothing of it */
+        }
+    }
+    p->extent_bytes = (next < 0 || next > end ? end : next) - piece->offset;
+    return 0;
+}
+
 static int run(PoolWork *work)
 {
     FilePoolPiece *p = container_of(work, FilePoolPiece, work);
@@ -69,6 +92,8 @@ static int run(PoolWork *work)
     case BLK_OP_FLUSH:
         ret = fdatasync(s->fd);
         break;
+    case BLK_OP_STATUS:
+        return find_extent(p);
     case BLK_OP_DISCARD:
         if (s->is_device) {
             ret = discard_device(piece);
@@ -89,7 +114,11 @@ static void done(PoolWork *work, int ret)
     FilePoolPiece *p = container_of(work, FilePoolPiece, work);
 
     blk_file_put(p->piece->state);
-    blk_piece_done(p->piece, blk_file_result(p->piece, ret));
+    if (p->piece->op == BLK_OP_STATUS && ret == 0) {
+        blk_piece_done(p->piece, p->extent_bytes);
+    } else {
+        blk_piece_done(p->piece, blk_file_result(p->piece, ret));
+    }
 }
 
 static void lost(PoolWork *work)

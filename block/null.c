@@ -22,8 +22,8 @@ typedef struct NullState {
 } NullState;
 
 static const BlkOptDesc null_options[] = {
-    { "size", BLK_OPT_SIZE },
-    { "latency-ns", BLK_OPT_NUMBER },
+    { "size", BLK_OPT_SIZE, .help = "bytes; 1G" },
+    { "latency-ns", BLK_OPT_NUMBER, .help = "each request takes that long; 0" },
     { NULL },
 };
 
@@ -50,16 +50,10 @@ static int64_t null_getlength(void *state)
     return ((NullState *)state)->size;
 }
 
-static void null_get_limits(void *state, BlkLimits *ret_limits)
-{
-    *ret_limits = (BlkLimits){
-        .request_alignment = 1, .memory_alignment = 1, .max_transfer = 1u << 30, .max_iov = 1024
-    };
-}
-
 static void null_finish(BlkPiece *piece)
 {
-    bool moves = piece->op == BLK_OP_READ || piece->op == BLK_OP_WRITE;
+    bool has_length =
+        piece->op == BLK_OP_READ || piece->op == BLK_OP_WRITE || piece->op == BLK_OP_STATUS;
 
     if (piece->op == BLK_OP_READ) {
         for (int i = 0; i < piece->niov; i++) {
@@ -68,7 +62,8 @@ static void null_finish(BlkPiece *piece)
             }
         }
     }
-    blk_piece_done(piece, moves ? (int64_t)piece->bytes : 0);
+    piece->status = BDRV_BLOCK_ZERO;
+    blk_piece_done(piece, has_length ? (int64_t)piece->bytes : 0);
 }
 
 static void null_timer_cb(void *opaque)
@@ -123,14 +118,14 @@ static void null_cancel(BlkPiece *piece)
     }
 }
 
-BlockDriver blk_null_driver = {
+const BlockDriver blk_null_driver = {
+    .abi = BLOCK_DRIVER_ABI,
     .name = "null",
     .options = null_options,
     .piece_size = sizeof(NullPiece),
     .open = null_open,
     .close = null_close,
     .getlength = null_getlength,
-    .get_limits = null_get_limits,
     .piece_init = null_piece_init,
     .piece_fini = null_piece_fini,
     .submit = null_submit,

@@ -6,10 +6,14 @@
  *   DRIVER:PATH?k=v&k=v               the path relative or absolute
  *   DRIVER:///PATH?k=v&k=v            the same as a URI; DRIVER://?k=v without a path
  *   DRIVER:k=v,k=v                    for drivers that take no path
+ *   FILTER:k=v,k=v,SPEC               the rest is the spec of the driver below
+ *   FILTER://?k=v&child=SPEC          the same as a URI
+ *   {"driver": ..., "k": v}           JSON (options_json.c)
  *
  * %XX stands for a byte in paths and values, once the spec has been cut at its separators.
  */
-#include "block/block_int.h"
+#include "block/options_int.h"
+#include "rcu/util_int.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -38,24 +42,79 @@ int blk_fail(char **ret_why, int err, const char *fmt, ...)
     return -err;
 }
 
-bool blk_opt_given(const BlkOptions *opts, const char *name)
+static bool is_common(const char *name)
 {
-    for (int i = 0; i < opts->n; i++) {
-        if (!strcmp(opts->opt[i].name, name)) {
+    for (const BlkOptDesc *d = common_options; d->name; d++) {
+        if (!strcmp(d->name, name)) {
             return true;
         }
     }
     return false;
 }
 
-int64_t blk_opt_get(const BlkOptions *opts, const char *name, int64_t dflt)
+bool blk_option_is_cores(const char *name)
+{
+    return is_common(name) || !strcmp(name, "driver") || !strcmp(name, "path") ||
+           !strcmp(name, "child");
+}
+
+/* The place of option @name in one driver's options; -1: it was not given. */
+static int find_opt(const BlkOptions *opts, const char *name)
 {
     for (int i = 0; i < opts->n; i++) {
-        if (!strcmp(opts->opt[i].name, name)) {
-            return opts->opt[i].value;
+        if (!strcmp(opts->opt[i].desc->name, name)) {
+            return i;
         }
     }
-    return dflt;
+    return -1;
+}
+
+/* The same for what @opts may ask for; @ret_opts is whose it is: the core's may stand anywhere. */
+static int look_up(const BlkOptions **ret_opts, const char *name)
+{
+    const BlkOptions *opts = *ret_opts;
+    int i = find_opt(opts, name);
+
+    if (i >= 0 || !is_common(name)) {
+        return i;
+    }
+    while (opts->above) {
+        opts = opts->above;
+    }
+    for (; opts && i < 0; opts = opts->below) {
+        i = find_opt(opts, name);
+        *ret_opts = opts;
+    }
+    return i;
+}
+
+bool blk_opt_given(const BlkOptions *opts, const char *name)
+{
+    return look_up(&opts, name) >= 0;
+}
+
+int64_t blk_opt_get(const BlkOptions *opts, const char *name, int64_t dflt)
+{
+    int i = look_up(&opts, name);
+
+    return i < 0 ? dflt : opts->opt[i].value;
+}
+
+const char *blk_opt_get_str(const BlkOptions *opts, const char *name, const char *dflt)
+{
+    int i = look_up(&opts, name);
+
+    return i < 0 ? dflt : opts->opt[i].text;
+}
+
+const char *blk_opts_path(const BlkOptions *opts)
+{
+    return opts->path;
+}
+
+BlkNode *blk_opts_child(const BlkOptions *opts)
+{
+    return opts->child;
 }
 
 static const char *type_text(BlkOptType type)
@@ -65,6 +124,8 @@ static const char *type_text(BlkOptType type)
         return "on|off";
     case BLK_OPT_SIZE:
         return "SIZE";
+    case BLK_OPT_STRING:
+        return "TEXT";
     default:
         return "N";
     }
@@ -178,6 +239,9 @@ static int parse_value(const BlkOptDesc *desc, const char *value, int64_t *ret, 
         }
         *ret = value[1] == 'n';
         return 0;
+    case BLK_OPT_STRING:
+        *ret = 0;
+        return 0;
     case BLK_OPT_SIZE:
         if (!parse_number(value, true, ret) || *ret == 0) {
             return blk_fail(ret_why, EINVAL,
@@ -196,11 +260,34 @@ static int parse_value(const BlkOptDesc *desc, const char *value, int64_t *ret, 
     }
 }
 
+int blk_options_add(BlkOptions *opts, const char *name, const char *value, char **ret_why)
+{
+    const BlkOptDesc *desc = find_desc(opts->drv->options, name);
+    int ret;
+
+    if (!desc) {
+        desc = find_desc(common_options, name);
+    }
+    if (!desc) {
+        return fail_unknown(opts->drv, name, ret_why);
+    }
+    if (blk_opt_given(opts, name)) {
+        return blk_fail(ret_why, EINVAL, "option '%s' is given twice", name);
+    }
+    must(opts->n < BLK_OPTS_MAX);
+    ret = parse_value(desc, value, &opts->opt[opts->n].value, ret_why);
+    if (ret < 0) {
+        return ret;
+    }
+    opts->opt[opts->n].desc = desc;
+    opts->opt[opts->n].text = strdup(value);
+    return opts->opt[opts->n++].text ? 0 : blk_fail(ret_why, ENOMEM, "out of memory");
+}
+
 /* Parses one "k=v", which it changes, into @opts. */
-static int parse_option(const BlockDriver *drv, char *text, BlkOptions *opts, char **ret_why)
+static int parse_option(BlkOptions *opts, char *text, char **ret_why)
 {
     char *value = strchr(text, '=');
-    const BlkOptDesc *desc;
 
     if (!value || value == text) {
         return blk_fail(ret_why, EINVAL, "'%s' is no option; options are written name=value", text);
@@ -210,31 +297,18 @@ static int parse_option(const BlockDriver *drv, char *text, BlkOptions *opts, ch
         return blk_fail(ret_why, EINVAL,
                         "option '%s' has a '%%' that two hex digits (not 00) do not follow", text);
     }
-    desc = find_desc(drv->options, text);
-    if (!desc) {
-        desc = find_desc(common_options, text);
+    if (opts->drv->is_filter && !strcmp(text, "child")) {
+        return blk_options_add_below(opts, value, ret_why);
     }
-    if (!desc) {
-        return fail_unknown(drv, text, ret_why);
-    }
-    if (blk_opt_given(opts, desc->name)) {
-        return blk_fail(ret_why, EINVAL, "option '%s' is given twice", desc->name);
-    }
-    must(opts->n < BLK_OPTS_MAX);
-    int ret = parse_value(desc, value, &opts->opt[opts->n].value, ret_why);
-    if (ret == 0) {
-        opts->opt[opts->n++].name = desc->name;
-    }
-    return ret;
+    return blk_options_add(opts, text, value, ret_why);
 }
 
-static int parse_list(const BlockDriver *drv, char *list, const char *seps, BlkOptions *opts,
-                      char **ret_why)
+static int parse_list(BlkOptions *opts, char *list, const char *seps, char **ret_why)
 {
     char *save, *item;
 
     for (item = strtok_r(list, seps, &save); item; item = strtok_r(NULL, seps, &save)) {
-        int ret = parse_option(drv, item, opts, ret_why);
+        int ret = parse_option(opts, item, ret_why);
         if (ret < 0) {
             return ret;
         }
@@ -250,12 +324,40 @@ static size_t driver_name_len(const char *spec)
     return spec[n] == ':' && n > 0 ? n : 0;
 }
 
-/* Cuts and decodes what follows "DRIVER:" in @text, which it changes. */
-static int parse_rest(const BlockDriver *drv, char *text, BlkOptions *opts, char **ret_why)
+/* Of "k=v,k=v,SPEC", which it changes. */
+static int parse_filter(BlkOptions *opts, char *text, char **ret_why)
 {
-    char *query = strchr(text, '?');
+    for (;;) {
+        size_t n = strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-");
+        char *item = text, *comma;
+        int ret;
+
+        if (n == 0 || text[n] != '=') {
+            return *text ? blk_options_add_below(opts, text, ret_why) : 0;
+        }
+        comma = strchr(text, ',');
+        text = comma ? comma + 1 : strchr(text, 0);
+        if (comma) {
+            *comma = 0;
+        }
+        ret = parse_option(opts, item, ret_why);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+}
+
+/* Cuts and decodes what follows "DRIVER:" in @text, which it changes. */
+static int parse_rest(BlkOptions *opts, char *text, char **ret_why)
+{
+    const BlockDriver *drv = opts->drv;
+    char *query;
     int ret;
 
+    if (drv->is_filter && strncmp(text, "//", 2)) {
+        return parse_filter(opts, text, ret_why);
+    }
+    query = strchr(text, '?');
     if (query) {
         *query++ = 0;
     }
@@ -272,81 +374,153 @@ static int parse_rest(const BlockDriver *drv, char *text, BlkOptions *opts, char
         if (!strchr(text, '=')) {
             return blk_fail(ret_why, EINVAL, "driver '%s' takes no path, only options", drv->name);
         }
-        ret = parse_list(drv, text, ",&", opts, ret_why);
+        ret = parse_list(opts, text, ",&", ret_why);
         if (ret < 0) {
             return ret;
         }
-        text = text + strlen(text);
+    } else if (drv->takes_path) {
+        if (!percent_decode(text)) {
+            return blk_fail(ret_why, EINVAL,
+                            "the path has a '%%' that two hex digits (not 00) do not follow");
+        }
+        ret = blk_options_set_path(opts, text, ret_why);
+        if (ret < 0) {
+            return ret;
+        }
     }
-    if (!percent_decode(text)) {
-        return blk_fail(ret_why, EINVAL,
-                        "the path has a '%%' that two hex digits (not 00) do not follow");
-    }
-    opts->path = strdup(drv->takes_path ? text : "");
-    if (!opts->path) {
-        return blk_fail(ret_why, ENOMEM, "out of memory");
-    }
-    return query ? parse_list(drv, query, "&", opts, ret_why) : 0;
+    return query ? parse_list(opts, query, "&", ret_why) : 0;
 }
 
-static int parse_with_driver(const char *spec, size_t name_len, const BlockDriver **ret_drv,
-                             BlkOptions *opts, char **ret_why)
+/* ---- Drivers --------------------------------------------------------------------------------- */
+
+int blk_options_set_path(BlkOptions *opts, const char *path, char **ret_why)
 {
-    const BlockDriver *drv = blk_driver_find(spec, name_len);
-    int ret;
+    free(opts->path);
+    opts->path = strdup(path);
+    return opts->path ? 0 : blk_fail(ret_why, ENOMEM, "out of memory");
+}
+
+int blk_options_new(const char *name, size_t len, const char *spec, BlkOptions *above,
+                    BlkOptions **ret_opts, char **ret_why)
+{
+    const BlockDriver *drv = blk_driver_find(name, len);
+    BlkOptions *opts;
+    char *names;
 
     if (!drv) {
-        char *names = blk_driver_names();
-
+        names = blk_driver_names();
         blk_fail(ret_why, EINVAL,
                  "unknown driver '%.*s'; there are %s (a file of that name is written file:%s)",
-                 (int)name_len, spec, names ? names : "others", spec);
+                 (int)len, name, names ? names : "others", spec);
         free(names);
         return -EINVAL;
     }
-    char *rest = strdup(spec + name_len + 1);
+    opts = calloc(1, sizeof(*opts));
+    if (!opts) {
+        return blk_fail(ret_why, ENOMEM, "out of memory");
+    }
+    opts->drv = drv;
+    opts->above = above;
+    *ret_opts = opts;
+    return blk_options_set_path(opts, "", ret_why);
+}
+
+/* Parses @spec with the driver that it names. */
+static int parse_with_driver(const char *spec, size_t name_len, BlkOptions *above,
+                             BlkOptions **ret_opts, char **ret_why)
+{
+    char *rest;
+    int ret = blk_options_new(spec, name_len, spec, above, ret_opts, ret_why);
+
+    if (ret < 0) {
+        return ret;
+    }
+    rest = strdup(spec + name_len + 1);
     if (!rest) {
         return blk_fail(ret_why, ENOMEM, "out of memory");
     }
-    ret = parse_rest(drv, rest, opts, ret_why);
+    ret = parse_rest(*ret_opts, rest, ret_why);
     free(rest);
-    *ret_drv = drv;
     return ret;
 }
 
-/* Returns 0 with *@ret_drv and *@ret_opts, or -errno with a message. */
-int blk_options_parse(const char *spec, const BlockDriver **ret_drv, BlkOptions *ret_opts,
-                      char **ret_why)
+/* Whether there is all that the driver needs. */
+static int check_complete(const BlkOptions *opts, const char *spec, char **ret_why)
 {
-    BlkOptions opts = { 0 };
-    const BlockDriver *drv = NULL;
-    size_t name_len = driver_name_len(spec);
-    int ret = 0;
+    const char *name = opts->drv->name;
 
-    if (name_len) {
-        ret = parse_with_driver(spec, name_len, &drv, &opts, ret_why);
+    if (opts->drv->takes_path && !*opts->path) {
+        return blk_fail(ret_why, EINVAL, "'%s' names no file; expected %s:PATH or %s:///PATH", spec,
+                        name, name);
+    }
+    if (opts->drv->is_filter && !opts->below) {
+        return blk_fail(ret_why, EINVAL,
+                        "'%s' is a filter and lacks the driver below it; expected something like "
+                        "%s:OPTION=VALUE,file:PATH",
+                        spec, name);
+    }
+    return 0;
+}
+
+/* Parses @spec, below @above.  Whatever it returns, what is in *@ret_opts is to be freed. */
+static int parse_spec(const char *spec, BlkOptions *above, BlkOptions **ret_opts, char **ret_why)
+{
+    size_t name_len = driver_name_len(spec);
+    int ret;
+
+    if (blk_spec_is_json(spec)) {
+        ret = blk_options_parse_json(spec, above, ret_opts, ret_why);
+    } else if (name_len) {
+        ret = parse_with_driver(spec, name_len, above, ret_opts, ret_why);
     } else {
-        drv = &blk_file_driver;
-        opts.path = strdup(spec);
-        if (!opts.path) {
-            ret = blk_fail(ret_why, ENOMEM, "out of memory");
+        ret = blk_options_new("file", 4, spec, above, ret_opts, ret_why);
+        if (ret == 0) {
+            ret = blk_options_set_path(*ret_opts, spec, ret_why);
         }
     }
-    if (ret == 0 && drv->takes_path && !*opts.path) {
-        ret = blk_fail(ret_why, EINVAL, "'%s' names no file; expected %s:PATH or %s:///PATH", spec,
-                       drv->name, drv->name);
+    return ret < 0 ? ret : check_complete(*ret_opts, spec, ret_why);
+}
+
+int blk_options_add_below(BlkOptions *opts, const char *spec, char **ret_why)
+{
+    int depth = 2;
+
+    if (opts->below) {
+        return blk_fail(ret_why, EINVAL, "option 'child' is given twice");
     }
+    for (const BlkOptions *o = opts; o->above; o = o->above) {
+        depth++;
+    }
+    if (depth > BLK_NODES_MAX) {
+        return blk_fail(ret_why, EINVAL, "more than %d drivers lie over one another",
+                        BLK_NODES_MAX);
+    }
+    return parse_spec(spec, opts, &opts->below, ret_why);
+}
+
+int blk_options_parse(const char *spec, BlkOptions **ret_opts, char **ret_why)
+{
+    BlkOptions *opts = NULL;
+    int ret = parse_spec(spec, NULL, &opts, ret_why);
+
     if (ret < 0) {
-        blk_options_free(&opts);
+        blk_options_free(opts);
         return ret;
     }
-    *ret_drv = drv;
     *ret_opts = opts;
     return 0;
 }
 
 void blk_options_free(BlkOptions *opts)
 {
-    free(opts->path);
-    opts->path = NULL;
+    BlkOptions *below;
+
+    for (; opts; opts = below) {
+        below = opts->below;
+        for (int i = 0; i < opts->n; i++) {
+            free(opts->opt[i].text);
+        }
+        free(opts->path);
+        free(opts);
+    }
 }

@@ -80,9 +80,10 @@ static int make(BlockAIOCB *req, BlkPieceKind kind, BlkOp op, int64_t offset, ui
     req->piece.op = op;
     req->piece.offset = offset;
     req->piece.bytes = bytes;
-    req->piece.flags = op == BLK_OP_WRITE    ? req->flags & BDRV_REQ_FUA
-                       : op == BLK_OP_ZEROES ? req->flags & BDRV_REQ_MAY_UNMAP
-                                             : 0;
+    req->piece.flags = op == BLK_OP_WRITE ? req->flags & BDRV_REQ_FUA
+                       : op == BLK_OP_ZEROES
+                           ? req->flags & (BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK)
+                           : 0;
     return 1;
 }
 
@@ -236,7 +237,7 @@ static int next_piece(BlockAIOCB *req)
         case BLK_OP_ZEROES:
             return next_zeroes(req, cur, left);
         default:
-            return make(req, BLK_PIECE_RANGE, BLK_OP_DISCARD, cur, left);
+            return make(req, BLK_PIECE_RANGE, req->op, cur, left);
         }
     }
     return req->need_flush ? make(req, BLK_PIECE_FLUSH, BLK_OP_FLUSH, 0, 0) : 0;
@@ -284,11 +285,27 @@ static int take_transfer(BlockAIOCB *req, uint64_t n)
     return 0;
 }
 
+/* One answer ends the request, however little it covers. */
+static int take_status(BlockAIOCB *req, uint64_t n, uint32_t status)
+{
+    if (n == 0) {
+        return -EIO;
+    }
+    *req->extent = (BlkExtent){ .offset = req->offset,
+                                .bytes = (int64_t)min_u64(n, req->bytes),
+                                .status = status };
+    req->done = req->bytes;
+    return 0;
+}
+
 /* Accounts a piece that has gone well.  Returns 0 or -errno. */
 static int take_success(BlockAIOCB *req, int64_t n)
 {
     switch (req->piece_kind) {
     case BLK_PIECE_RANGE:
+        if (req->op == BLK_OP_STATUS) {
+            return take_status(req, (uint64_t)n, req->piece.status);
+        }
         req->done += req->piece.bytes;
         req->need_flush |= (req->flags & BDRV_REQ_FUA) != 0;
         return 0;
@@ -313,6 +330,9 @@ static int take_error(BlockAIOCB *req, int n)
         return 0;
     }
     if (n == -ENOTSUP && req->piece_kind == BLK_PIECE_RANGE) {
+        if (req->op == BLK_OP_STATUS) {
+            return take_status(req, req->bytes, BDRV_BLOCK_DATA);
+        }
         if (req->op == BLK_OP_DISCARD) {
             req->done = req->bytes; /* it was a hint */
             return 0;
@@ -349,9 +369,7 @@ static bool take_result(BlockAIOCB *req)
 /* Goes on with a request in state RUNNING until the driver has a piece or it has finished. */
 void blk_req_step(BlockAIOCB *req)
 {
-    const BlockDriver *drv = req->q->blk->drv;
-
-    req->piece.goes_on = false;
+    req->piece.goes_on = 0;
     do {
         int ret = next_piece(req);
 
@@ -361,9 +379,9 @@ void blk_req_step(BlockAIOCB *req)
         }
         req->piece_busy = true;
         req->submitting = true;
-        drv->submit(&req->piece);
+        req->piece.drv->submit(&req->piece);
         req->submitting = false;
-        req->piece.goes_on = true;
+        req->piece.goes_on = 1;
     } while (!req->piece_busy && take_result(req));
 }
 
@@ -371,6 +389,10 @@ void blk_piece_done(BlkPiece *piece, int64_t ret)
 {
     BlockAIOCB *req = container_of(piece, BlockAIOCB, piece);
 
+    if (unlikely(piece->parent)) {
+        blk_piece_child_done(piece, ret);
+        return;
+    }
     must(req->piece_busy);
     req->piece_busy = false;
     req->piece_ret = ret;

@@ -15,14 +15,6 @@
 
 #include "rcu/rcu_int.h"
 
-static void destroy_drv_queue(BlkQueue *q)
-{
-    if (q->drv_queue && q->blk->drv->queue_destroy) {
-        q->blk->drv->queue_destroy(q->drv_queue);
-    }
-    q->drv_queue = NULL;
-}
-
 /*
  * Gives back what the queue holds of its context.  No request is in flight.
  * Thread: home, or the one that closes the context when home is gone.
@@ -38,8 +30,8 @@ static void take_down(BlkQueue *q)
         /* The loop has given up on the kernel, which may still write to the buffers: keep all.  But
          * writes of other contexts must not wait for what nobody will ever hear of, nor the driver
          * refer to a context that goes. */
-        destroy_drv_queue(q);
         blk_range_drop_all(q);
+        blk_node_abandon_queues(blk->root, q->node_queues);
         st_seq(&q->abandoned, true);
         blk_ended(blk);
         return;
@@ -47,7 +39,7 @@ static void take_down(BlkQueue *q)
     must(!q->held_head && !q->fin_head && !q->detach_head && !q->ready);
 
     blk_req_free_all(q);
-    destroy_drv_queue(q);
+    blk_node_destroy_queues(blk->root, q->node_queues);
     qemu_bh_delete(q->close_bh);
     qemu_bh_delete(q->detach_bh);
     qemu_bh_delete(q->resume_bh);
@@ -110,11 +102,10 @@ static int make_bhs(BlkQueue *q, AioContext *ctx)
 static int set_up(BlkQueue *q, AioContext *ctx)
 {
     BlockBackend *blk = q->blk;
-    const BlockDriver *drv = blk->drv;
     int ret;
 
     q->home_ctx = ctx;
-    q->usable = !drv->check_context || drv->check_context(blk->drv_state, ctx, NULL) == 0;
+    q->usable = blk_node_check_context(blk->root, ctx, NULL) == 0;
     q->fin_tail = &q->fin_head;
     q->ready_tail = &q->ready;
     q->fin_scheduled = q->closing = false;
@@ -122,16 +113,14 @@ static int set_up(BlkQueue *q, AioContext *ctx)
     if (ret < 0) {
         return ret;
     }
-    if (drv->queue_create) {
-        ret = drv->queue_create(blk->drv_state, ctx, &q->drv_queue);
-        if (ret < 0) {
-            qemu_bh_delete(q->close_bh);
-            qemu_bh_delete(q->detach_bh);
-            qemu_bh_delete(q->resume_bh);
-            qemu_bh_delete(q->finished_bh);
-            q->close_bh = NULL;
-            return ret;
-        }
+    ret = blk_node_create_queues(blk->root, ctx, q->node_queues);
+    if (ret < 0) {
+        qemu_bh_delete(q->close_bh);
+        qemu_bh_delete(q->detach_bh);
+        qemu_bh_delete(q->resume_bh);
+        qemu_bh_delete(q->finished_bh);
+        q->close_bh = NULL;
+        return ret;
     }
     q->hook.func = closing_context;
     q->hook.cancel = cancel_on_context;

@@ -18,7 +18,7 @@
 /* Takes a request from the queue's free list.  Returns NULL when out of memory. */
 BlockAIOCB *blk_req_alloc(BlkQueue *q)
 {
-    const BlockDriver *drv = q->blk->drv;
+    const BlkNode *root = q->blk->root;
     BlockAIOCB *req = q->free;
     void *mem;
 
@@ -26,33 +26,25 @@ BlockAIOCB *blk_req_alloc(BlkQueue *q)
         q->free = req->next;
         return req;
     }
-    size_t size = (sizeof(*req) + drv->piece_size + 63) & ~(size_t)63;
+    size_t size = (sizeof(*req) + root->room + 63) & ~(size_t)63;
     if (posix_memalign(&mem, 64, size) != 0) {
         return NULL;
     }
     req = memset(mem, 0, size);
     req->q = q;
-    req->piece.state = q->blk->drv_state;
-    req->piece.queue = q->drv_queue;
     aio_timer_init(q->home_ctx, &req->timer, QEMU_CLOCK_REALTIME, SCALE_NS, blk_deadline_cb, req);
-    if (drv->piece_init) {
-        drv->piece_init(&req->piece, q->home_ctx);
-    }
+    blk_node_init_piece(root, &req->piece, q->node_queues, q->home_ctx);
     return req;
 }
 
 /* Frees the requests of a queue that serves no context any more. */
 void blk_req_free_all(BlkQueue *q)
 {
-    const BlockDriver *drv = q->blk->drv;
-
     while (q->free) {
         BlockAIOCB *req = q->free;
 
         q->free = req->next;
-        if (drv->piece_fini) {
-            drv->piece_fini(&req->piece);
-        }
+        blk_node_fini_piece(&req->piece);
         timer_deinit(&req->timer);
         free(req);
     }
@@ -357,7 +349,9 @@ static void cancel_running(BlockAIOCB *req, int ret)
     }
     req->cancel_ret = ret;
     q->cancelling = true;
-    q->blk->drv->cancel(&req->piece);
+    if (req->piece.drv->cancel) {
+        req->piece.drv->cancel(&req->piece);
+    }
     q->cancelling = false;
     if (q->blk->detach && req->state == BLK_REQ_RUNNING) {
         req->detach_passes = BLK_DETACH_PASSES;

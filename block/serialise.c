@@ -197,7 +197,8 @@ bool blk_range_begin(BlockAIOCB *req)
     int64_t end = req->offset + (int64_t)req->bytes;
     BlkRange *r = &req->range;
 
-    if (req->op == BLK_OP_READ || req->op == BLK_OP_FLUSH || req->bytes == 0) {
+    if (req->op == BLK_OP_READ || req->op == BLK_OP_FLUSH || req->op == BLK_OP_STATUS ||
+        req->bytes == 0) {
         return true;
     }
     r->start = req->offset & ~(int64_t)mask;

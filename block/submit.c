@@ -29,8 +29,10 @@ static uint64_t *counter_of(BlkStats *st, BlkOp op)
         return &st->flushes;
     case BLK_OP_DISCARD:
         return &st->discards;
-    default:
+    case BLK_OP_ZEROES:
         return &st->zeroes;
+    default:
+        return &st->statuses;
     }
 }
 
@@ -59,6 +61,11 @@ static bool has_parts(const BlockBackend *blk, const BlockAIOCB *req)
            ((end & (int64_t)blk->align_mask) && end != blk->length);
 }
 
+static bool is_write(BlkOp op)
+{
+    return op == BLK_OP_WRITE || op == BLK_OP_DISCARD || op == BLK_OP_ZEROES;
+}
+
 /* Returns 0, or what the request ends in without being issued. */
 static int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
 {
@@ -66,7 +73,7 @@ static int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
         req->offset > blk->length - bytes) {
         return -EINVAL;
     }
-    if (blk->read_only && req->op != BLK_OP_READ && req->op != BLK_OP_FLUSH) {
+    if (blk->read_only && is_write(req->op)) {
         return -EPERM;
     }
     if (!req->q->usable) {
@@ -103,11 +110,13 @@ static int set_deadline(BlockBackend *blk, BlockAIOCB *req, const BlkReqOpts *op
     return 0;
 }
 
-static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, QEMUIOVector *qiov, uint32_t flags)
+/* @data: a QEMUIOVector or a BlkExtent. */
+static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void *data, uint32_t flags)
 {
     req->op = (uint8_t)op;
     req->offset = offset;
-    req->qiov = qiov;
+    req->qiov = op == BLK_OP_STATUS ? NULL : data;
+    req->extent = op == BLK_OP_STATUS ? data : NULL;
     req->flags = flags;
     req->bytes = req->done = req->iov_off = 0;
     req->iov_idx = 0;
@@ -118,8 +127,8 @@ static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, QEMUIOVector *qiov,
     req->need_flush = op == BLK_OP_FLUSH;
 }
 
-static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t bytes,
-                          QEMUIOVector *qiov, uint32_t flags, BlockCompletionFunc *cb, void *opaque,
+static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t bytes, void *data,
+                          uint32_t flags, BlockCompletionFunc *cb, void *opaque,
                           const BlkReqOpts *opts)
 {
     AioContext *ctx = qemu_get_current_aio_context();
@@ -141,7 +150,7 @@ static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t b
         errno = ENOMEM;
         return NULL;
     }
-    reset(req, op, offset, qiov, flags);
+    reset(req, op, offset, data, flags);
     req->cb = cb;
     req->opaque = opaque;
     uint64_t *counter = counter_of(&q->stats, op);
@@ -206,6 +215,13 @@ BlockAIOCB *blk_aio_pwrite_zeroes_opts(BlockBackend *blk, int64_t offset, int64_
     return submit(blk, BLK_OP_ZEROES, offset, bytes, NULL, flags, cb, opaque, opts);
 }
 
+BlockAIOCB *blk_aio_block_status_opts(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                      BlkExtent *ret_extent, BlockCompletionFunc *cb, void *opaque,
+                                      const BlkReqOpts *opts)
+{
+    return submit(blk, BLK_OP_STATUS, offset, bytes, ret_extent, 0, cb, opaque, opts);
+}
+
 BlockAIOCB *blk_aio_preadv(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov,
                            BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque)
 {
@@ -233,4 +249,10 @@ BlockAIOCB *blk_aio_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t byt
                                   BdrvRequestFlags flags, BlockCompletionFunc *cb, void *opaque)
 {
     return blk_aio_pwrite_zeroes_opts(blk, offset, bytes, flags, cb, opaque, NULL);
+}
+
+BlockAIOCB *blk_aio_block_status(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                 BlkExtent *ret_extent, BlockCompletionFunc *cb, void *opaque)
+{
+    return blk_aio_block_status_opts(blk, offset, bytes, ret_extent, cb, opaque, NULL);
 }

@@ -15,6 +15,7 @@ typedef struct SyncCall {
     uint32_t flags;
     int64_t offset, bytes;
     QEMUIOVector qiov;
+    BlkExtent *extent;
     int ret;
     bool done; /* home: of the thread that polls; plain: lock */
     bool plain;
@@ -56,6 +57,9 @@ static BlockAIOCB *call_submit(SyncCall *c)
         break;
     case BLK_OP_DISCARD:
         acb = blk_aio_pdiscard(blk, c->offset, c->bytes, call_done, c);
+        break;
+    case BLK_OP_STATUS:
+        acb = blk_aio_block_status(blk, c->offset, c->bytes, c->extent, call_done, c);
         break;
     default:
         acb = blk_aio_pwrite_zeroes(blk, c->offset, c->bytes, c->flags, call_done, c);
@@ -184,4 +188,13 @@ int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequ
     };
 
     return run(&c, "blk_pwrite_zeroes");
+}
+
+int blk_block_status(BlockBackend *blk, int64_t offset, int64_t bytes, BlkExtent *ret_extent)
+{
+    SyncCall c = {
+        .blk = blk, .op = BLK_OP_STATUS, .offset = offset, .bytes = bytes, .extent = ret_extent
+    };
+
+    return run(&c, "blk_block_status");
 }

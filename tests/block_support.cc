@@ -142,10 +142,10 @@ static MemDisk *DiskOf(void *state)
 static int MemOpen(const BlkOptions *opts, void **ret_state, char **ret_why)
 {
     std::lock_guard<std::mutex> guard(disks_lock);
-    auto it = disks.find(opts->path);
+    auto it = disks.find(blk_opts_path(opts));
 
     if (it == disks.end()) {
-        return blk_fail(ret_why, ENOENT, "no disk '%s'", opts->path);
+        return blk_fail(ret_why, ENOENT, "no disk '%s'", blk_opts_path(opts));
     }
     *ret_state = it->second;
     return 0;
@@ -180,14 +180,12 @@ static void MemCancel(BlkPiece *piece)
     DiskOf(piece->state)->Cancel(piece);
 }
 
-static const BlkOptDesc mem_options[] = { { nullptr, BLK_OPT_SWITCH } };
-
-static BlockDriver *MemDriver()
+static const BlockDriver *MemDriver()
 {
     static BlockDriver drv = {};
 
+    drv.abi = BLOCK_DRIVER_ABI;
     drv.name = "mem";
-    drv.options = mem_options;
     drv.takes_path = true;
     drv.open = MemOpen;
     drv.close = MemClose;
@@ -202,9 +200,9 @@ static BlockDriver *MemDriver()
 MemDisk::MemDisk(const std::string &disk_name, size_t bytes, uint32_t alignment)
     : name(disk_name), data(bytes), limits{}
 {
-    static bool registered = (blk_driver_register(MemDriver()), true);
+    static int registered = blk_driver_register(MemDriver());
 
-    static_cast<void>(registered);
+    EXPECT_EQ(registered, 0);
     limits.request_alignment = alignment;
     limits.memory_alignment = alignment;
     limits.max_transfer = 1 << 20;
@@ -220,7 +218,7 @@ MemDisk::~MemDisk()
     disks.erase(name);
 }
 
-/* Every piece keeps what block/driver_int.h promises to drivers. */
+/* Every piece keeps what <aioctx/block_driver.h> promises to drivers. */
 void MemDisk::Check(const BlkPiece *p)
 {
     int64_t mask = limits.request_alignment - 1, length = static_cast<int64_t>(data.size());
@@ -286,6 +284,8 @@ int64_t MemDisk::Perform(BlkPiece *p)
         }
         memset(at, 0, p->bytes);
         return 0;
+    case BLK_OP_STATUS:
+        return -ENOTSUP;
     default:
         break;
     }

@@ -7,7 +7,7 @@
 #include "support.h"
 
 extern "C" {
-#include "block/driver_int.h"
+#include <aioctx/block_driver.h>
 }
 
 #include <deque>

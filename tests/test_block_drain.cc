@@ -384,6 +384,33 @@ TEST_P(BlkDrain, AContextThatGivesUpOnItsRequestsReleasesTheirRanges)
     other.Forget();
 }
 
+/* Far ahead of the kernel's clock, which the condition that a plain thread sleeps on goes by. */
+TEST_P(BlkDrain, ADeadlineIsOfTheClockThatWasPutInItsPlace)
+{
+    MemDisk disk("clock", 8192);
+    ScopedIOThread io(GetParam());
+    Blk blk = Open("mem:clock");
+    Buffer buf(512);
+    Result r;
+    FakeClock clock(QEMU_CLOCK_REALTIME, INT64_C(1) << 60);
+    std::atomic<bool> over{ false };
+
+    disk.stall = true;
+    io.Run([&] { Read(blk.get(), &buf, &r); });
+    int64_t until = clock.Now() + 1000000000;
+    std::thread drainer([&] {
+        EXPECT_EQ(blk_drain_until(blk.get(), until), -ETIMEDOUT);
+        over = true;
+    });
+    usleep(30000);
+    EXPECT_FALSE(over);
+    clock.Advance(1000000000);
+    EXPECT_TRUE(WaitUntil([&] { return over.load(); }));
+    disk.stall = false;
+    io.Run([&] { disk.Release(); });
+    drainer.join();
+}
+
 TEST_P(BlkDrain, AThreadMayDrainAndCloseWithAnotherOfItsContextsCurrent)
 {
     LocalContext a(GetParam()), b(GetParam());

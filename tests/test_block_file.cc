@@ -87,6 +87,33 @@ TEST_P(BlkFile, ZeroesAndDiscardsReadAsZeroes)
     EXPECT_EQ(st.st_size, 1 << 20);
 }
 
+TEST_P(BlkFile, StatusTellsHolesFromData)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open(Spec("create=on&size=4M"));
+    std::vector<char> data(1 << 16, 'd');
+    BlkExtent e = {};
+
+    ASSERT_EQ(blk_block_status(blk.get(), 0, 4 << 20, &e), 0);
+    if (e.status == BDRV_BLOCK_DATA) {
+        GTEST_SKIP() << "the file system knows no holes";
+    }
+    EXPECT_EQ(e.bytes, 4 << 20);
+    ASSERT_EQ(blk_pwrite(blk.get(), 1 << 20, 1 << 16, data.data(), BdrvRequestFlags()), 0);
+    ASSERT_EQ(blk_block_status(blk.get(), 4096, (4 << 20) - 4096, &e), 0);
+    EXPECT_EQ(e.status, BDRV_BLOCK_ZERO);
+    EXPECT_EQ(e.offset, 4096);
+    EXPECT_EQ(e.bytes, (1 << 20) - 4096);
+    ASSERT_EQ(blk_block_status(blk.get(), 1 << 20, 3 << 20, &e), 0);
+    EXPECT_EQ(e.status, BDRV_BLOCK_DATA);
+    EXPECT_EQ(e.bytes, 1 << 16);
+    ASSERT_EQ(blk_block_status(blk.get(), 1 << 20, 100, &e), 0);
+    EXPECT_EQ(e.bytes, 100);
+    ASSERT_EQ(blk_block_status(blk.get(), 2 << 20, 2 << 20, &e), 0);
+    EXPECT_EQ(e.status, BDRV_BLOCK_ZERO);
+    EXPECT_EQ(e.bytes, 2 << 20);
+}
+
 TEST_P(BlkFile, VectorsAndLargeRequestsArrive)
 {
     LocalContext ctx(GetParam());

@@ -187,5 +187,13 @@ TEST_F(Layout, BlockStructsArePinned)
     EXPECT_EQ(sizeof(BlkLimits), 48u);
     EXPECT_EQ(sizeof(BlkReqOpts), 32u);
     EXPECT_EQ(sizeof(BlkStats), 192u);
-    EXPECT_MEMBER(BlkStats, reserved, 128);
+    EXPECT_MEMBER(BlkStats, reserved, 136);
+    EXPECT_EQ(sizeof(BlkExtent), 32u);
+    EXPECT_EQ(sizeof(BlkOptDesc), 24u);
+    EXPECT_EQ(sizeof(BlkPiece), 112u);
+    EXPECT_MEMBER(BlkPiece, child, 56);
+    EXPECT_MEMBER(BlkPiece, reserved, 104);
+    EXPECT_EQ(sizeof(BlockDriver), 192u);
+    EXPECT_MEMBER(BlockDriver, open, 32);
+    EXPECT_MEMBER(BlockDriver, reserved, 160);
 }

@@ -115,6 +115,23 @@ TEST_F(Install, CxxProgramBuildsWithPkgConfigAlone)
     BuildAndRun(TEST_CXX, ".cc", "--cflags --libs");
 }
 
+TEST_F(Install, DriverOutsideTheTreeBuildsWithPkgConfigAloneAndPassesTheConformanceSuite)
+{
+    std::string module = *scratch_ / "ramdisk.so";
+    CommandResult r = RunCommand("flags=$(" + PkgConfig("--cflags --libs") +
+                                 ") && " TEST_CC " -Wall -Werror -shared -fPIC -o " + module +
+                                 " " TEST_SOURCE_DIR "/examples/ramdisk.c $flags");
+    ASSERT_EQ(r.status, 0) << r.output;
+    std::string tool =
+        "LD_LIBRARY_PATH=" + prefix_ + "/lib " + prefix_ + "/bin/aioctx-blk --driver " + module;
+    r = RunCommand(tool + " --conformance ramdisk:size=8M");
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_NE(r.output.find("1..18"), std::string::npos) << r.output;
+    r = RunCommand(tool + " --backend ramdisk:size=8M --iothreads 2 --rw randrw --verify crc32c"
+                          " --ios 2000 --no-progress");
+    EXPECT_EQ(r.status, 0) << r.output;
+}
+
 TEST_F(Install, StaticCProgramBuildsWithPkgConfigAlone)
 {
     BuildAndRun(TEST_CC " -static", ".c", "--static --cflags --libs");

@@ -39,7 +39,7 @@ static Names Declared()
     Names names;
     const std::regex function("^[\\w\\s*]*?\\b(\\w+)\\s*\\(");
     const std::regex object("^extern\\b[\\w\\s*]*?\\b(\\w+)\\s*$");
-    const std::regex other("^(typedef|static|struct\\s+\\w+\\s*$|enum)\\b");
+    const std::regex other("^(typedef|static|struct\\s+\\w+\\s*$|enum|__attribute__)\\b");
 
     for (const auto &entry :
          std::filesystem::directory_iterator(TEST_SOURCE_DIR "/include/aioctx")) {

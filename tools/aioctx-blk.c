@@ -22,6 +22,7 @@
 #include "blk_progress.h"
 #include "blk_report.h"
 #include "blk_target.h"
+#include "conformance.h"
 #include "live.h"
 
 #define EXIT_FAILED 1
@@ -408,6 +409,10 @@ int main(int argc, char *argv[])
 
     if (status >= 0) {
         return status;
+    }
+    if (app.opt.conformance) {
+        status = conformance_run(app.opt.conformance, app.opt.monitor, app.opt.seed, stdout);
+        return status < 0 ? EXIT_USAGE : status > 0 ? EXIT_FAILED : 0;
     }
     if (set_up_signals() < 0) {
         blk_complain("cannot make an eventfd: %s", strerror(errno));

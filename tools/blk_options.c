@@ -5,7 +5,10 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include <aioctx/block_driver.h>
 
 #include "blk_verify.h"
 #include "parse.h"
@@ -18,8 +21,8 @@
 
 /* clang-format off */
 enum {
-    OPT_FILE = 256, OPT_BACKEND, OPT_SIZE, OPT_CREATE, OPT_DIRECT, OPT_REGISTERED, OPT_IOTHREADS,
-    OPT_RW,
+    OPT_FILE = 256, OPT_BACKEND, OPT_CONFORMANCE, OPT_DRIVER, OPT_SIZE, OPT_CREATE, OPT_DIRECT,
+    OPT_REGISTERED, OPT_IOTHREADS, OPT_RW,
     OPT_RWMIXREAD, OPT_BS, OPT_IODEPTH, OPT_RATE, OPT_DEADLINE, OPT_VERIFY, OPT_VERIFY_ERRORS_MAX,
     OPT_LAYOUT, OPT_EXPECT_PATTERN, OPT_RUNTIME, OPT_IOS, OPT_SEED, OPT_FSYNC, OPT_MONITOR,
     OPT_CPUS, OPT_JSON, OPT_NO_PROGRESS, OPT_HELP, OPT_VERSION,
@@ -28,6 +31,8 @@ enum {
 static const struct option long_options[] = {
     {"file", required_argument, NULL, OPT_FILE},
     {"backend", required_argument, NULL, OPT_BACKEND},
+    {"conformance", required_argument, NULL, OPT_CONFORMANCE},
+    {"driver", required_argument, NULL, OPT_DRIVER},
     {"size", required_argument, NULL, OPT_SIZE},
     {"create", no_argument, NULL, OPT_CREATE},
     {"direct", no_argument, NULL, OPT_DIRECT},
@@ -59,18 +64,23 @@ static const struct option long_options[] = {
 /* clang-format on */
 
 static const char short_usage[] =
-    "usage: aioctx-blk (--file PATH | --backend SPEC) [options]\n"
+    "usage: aioctx-blk (--file PATH | --backend SPEC | --conformance SPEC) [options]\n"
     "try:   aioctx-blk --file disk.img --size 1G --create --rw randrw --verify crc32c\n"
     "       aioctx-blk --help\n";
 
 static const char help[] =
     "usage: aioctx-blk (--file PATH | --backend SPEC) [options]\n"
+    "       aioctx-blk --conformance SPEC [--driver FILE] [--monitor NAME] [--seed N]\n"
     "Issues timed block I/O from several iothreads, each with an event loop of its own, and\n"
     "reports rates, latencies and missed deadlines for each.\n"
     "\n"
     "What to work on (one of the first two is needed):\n"
     "  --file PATH            a file or block device\n"
-    "  --backend SPEC         any driver, such as 'null://?size=1G&latency-ns=10000'\n"
+    "  --backend SPEC         any driver, such as 'null://?size=1G&latency-ns=10000', or filters\n"
+    "                         over one, such as 'throttle:iops=1000,file:disk.img'\n"
+    "  --conformance SPEC     instead: try whether a driver does all that it must, and overwrite\n"
+    "                         what is in the backend; prints a line for each check (TAP)\n"
+    "  --driver FILE          load a driver from a shared module first; may be repeated\n"
     "  --size SIZE            how much of it to use [all]; with --create also the file's size\n"
     "  --create               make the file when it is not there, or extend it (with --file and\n"
     "                         --size)\n"
@@ -266,6 +276,18 @@ static bool take_text(const char *name, const char *text, const char **ret_text)
     return true;
 }
 
+static bool take_driver(const char *path)
+{
+    char *why = NULL;
+
+    if (blk_driver_load(path, NULL, &why) < 0) {
+        blk_complain("--driver: %s", why ? why : "out of memory");
+        free(why);
+        return false;
+    }
+    return true;
+}
+
 static bool take_flag(bool *ret_flag)
 {
     *ret_flag = true;
@@ -280,6 +302,8 @@ static bool take_option(struct blk_options *opt, int code, const char *text)
         return take_text("file", text, &opt->file);
     case OPT_BACKEND:
         return take_text("backend", text, &opt->backend);
+    case OPT_CONFORMANCE:
+        return take_text("conformance", text, &opt->conformance);
     case OPT_SIZE:
         return take_size("size", text, INT64_MAX, &opt->size_bytes);
     case OPT_CREATE:
@@ -318,6 +342,8 @@ static bool take_option(struct blk_options *opt, int code, const char *text)
         return take_number("seed", text, 0, UINT64_MAX, &opt->seed);
     case OPT_FSYNC:
         return take_unsigned("fsync", text, 1, UINT32_MAX, &opt->fsync_every);
+    case OPT_DRIVER:
+        return take_driver(text);
     case OPT_MONITOR:
         return take_monitor(opt, text);
     case OPT_CPUS:
@@ -337,6 +363,9 @@ static bool take_option(struct blk_options *opt, int code, const char *text)
 /* What does not go together, in the order in which a reader of the command line would see it. */
 static const char *conflict(const struct blk_options *opt, bool mix_given)
 {
+    if (opt->conformance) {
+        return opt->file || opt->backend ? "--conformance goes without --file and --backend" : NULL;
+    }
     if (!opt->file && !opt->backend) {
         return "nothing to work on: expected --file PATH or --backend SPEC";
     }

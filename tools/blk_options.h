@@ -13,11 +13,12 @@ extern "C" {
 enum blk_rw { RW_READ, RW_WRITE, RW_MIXED };
 
 struct blk_options {
-    const char *file;    /* or */
-    const char *backend; /* a spec for blk_open() */
-    const char *monitor; /* NULL: the library's choice */
-    const char *cpus;    /* of the iothreads; NULL: any */
-    const char *json;    /* path, "-" for stdout, or NULL */
+    const char *file;        /* or */
+    const char *backend;     /* a spec for blk_open() */
+    const char *conformance; /* a spec to try, and nothing else */
+    const char *monitor;     /* NULL: the library's choice */
+    const char *cpus;        /* of the iothreads; NULL: any */
+    const char *json;        /* path, "-" for stdout, or NULL */
     const char *rw_name;
     uint64_t size_bytes; /* 0: the whole device */
     uint64_t ios;        /* 0: no limit */

@@ -60,7 +60,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *
  * @spec names a driver and its options: "file:disk.img", "file:///srv/disk.img?direct=on",
  * "null://?size=1G&latency-ns=10000".  A name without a driver is a file.  Sizes take the suffixes
- * k, M, G and T (powers of 1024); switches take on or off; %XX in a value stands for that byte.
+ * k, M, G and T (powers of 1024); switches take on or off; %XX in a value stands for that byte.  A
+ * spec may be JSON instead: {"driver": "file", "path": "disk.img", "direct": true}.
  *
  *   file   direct=on|off (off)      bypass the page cache (O_DIRECT); a file whose size is no
  *                                   multiple of the alignment then opens with read-only=on only
@@ -76,6 +77,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *          latency-ns=N (0)         each request takes that long, measured by a timer
  *          read-only=on|off (off)
  *          detach=on|off (off)      see below
+ *   throttle, blkdebug              filters, which lie over another driver:
+ *                                   "throttle:iops=1000,file:disk.img"; docs/backends.md
  *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one,
  *                                   counted from its submission; 0: none
  *
@@ -212,6 +215,30 @@ BlockAIOCB *blk_aio_pwrite_zeroes_opts(BlockBackend *blk, int64_t offset, int64_
                                        BdrvRequestFlags flags, BlockCompletionFunc *cb,
                                        void *opaque, const BlkReqOpts *opts);
 
+/* Of BlkExtent.status.  None: nobody has written there, and it may read as anything. */
+typedef enum {
+    BDRV_BLOCK_DATA = 1 << 0, /* takes room */
+    BDRV_BLOCK_ZERO = 1 << 1, /* reads as zeroes */
+} BdrvBlockStatus;
+
+typedef struct BlkExtent {
+    int64_t offset, bytes;
+    uint32_t status; /* of BdrvBlockStatus */
+    uint32_t pad;
+    uint64_t reserved;
+} BlkExtent;
+
+/*
+ * Asks what is in the @bytes at @offset.  *@ret_extent then begins at @offset and is at least one
+ * byte long, @bytes at most; what follows it may have the same status.  A driver that does not know
+ * says that all is data.  @bytes 0 leaves *@ret_extent alone.  The rest is as above.
+ */
+BlockAIOCB *blk_aio_block_status(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                 BlkExtent *ret_extent, BlockCompletionFunc *cb, void *opaque);
+BlockAIOCB *blk_aio_block_status_opts(BlockBackend *blk, int64_t offset, int64_t bytes,
+                                      BlkExtent *ret_extent, BlockCompletionFunc *cb, void *opaque,
+                                      const BlkReqOpts *opts);
+
 /*
  * Asks for a request to be cancelled.  Its callback follows in any case: with -ECANCELED when the
  * cancel won, else with its own result.
@@ -230,6 +257,7 @@ int blk_pwrite(BlockBackend *blk, int64_t offset, int64_t bytes, const void *buf
 int blk_flush(BlockBackend *blk);
 int blk_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes);
 int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequestFlags flags);
+int blk_block_status(BlockBackend *blk, int64_t offset, int64_t bytes, BlkExtent *ret_extent);
 
 /* ---- Draining -------------------------------------------------------------------------------- */
 
@@ -242,6 +270,12 @@ int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequ
  * Thread: any; blocks.  On a home thread it polls that context.
  */
 int blk_drain(BlockBackend *blk);
+
+/*
+ * The same, until the moment @until_ns of QEMU_CLOCK_REALTIME at the latest.
+ * Returns as blk_drain(), or -ETIMEDOUT when requests are left then.  Thread: as blk_drain().
+ */
+int blk_drain_until(BlockBackend *blk, int64_t until_ns);
 
 /*
  * Holds new requests back on all contexts and waits as blk_drain() does; requests submitted until
@@ -268,7 +302,8 @@ typedef struct BlkStats {
     uint64_t bounced;         /* pieces that went through a bounce buffer for alignment */
     uint64_t split;           /* requests that were cut into pieces */
     uint64_t short_transfers; /* pieces that had to be continued */
-    uint64_t reserved[8];
+    uint64_t statuses;        /* requests submitted */
+    uint64_t reserved[7];
 } BlkStats;
 
 /* Sums the backend's counters over its contexts.  Each is exact, but they are not of one moment.

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Throttle groups (throttle_group.c) and the filter that puts requests under them (throttle.c).
+ *
+ * A limit is a virtual clock, `tat`: the moment up to which what was let through has used the rate
+ * up.  What costs c ns of the rate may begin when tat is no more than the tolerance ahead of now,
+ * and moves it on by c from then: so a quiet time is credited up to the tolerance, and being late
+ * costs nothing.  A bucket with a burst has two: the average with a long tolerance, and the burst's
+ * own rate.
+ * Source: ITU-T Recommendation I.371, annex A: the generic cell rate algorithm, as virtual
+ * scheduling.
+ *
+ * Turns.  A member reserves for what waits at its head, one reservation at a time, and gets the
+ * moment at which it may begin; it sleeps until then on a timer of its own, issues, and reserves
+ * again.  Reservations are granted in the order in which they were asked for, so members that
+ * always have something waiting take turns, and none has to wake another one.  A reservation takes
+ * as many requests as make up some TURN_NS of the rate, so that a thread that wakes late by less
+ * loses no turn.
+ */
+#ifndef BLOCK_THROTTLE_INT_H
+#define BLOCK_THROTTLE_INT_H
+
+#include <aioctx/throttle.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+/* What a quiet time is credited with, where there is no burst. */
+#define THROTTLE_TOLERANCE_NS INT64_C(50000000)
+/* How much of the rate a reservation may take. */
+#define THROTTLE_TURN_NS INT64_C(1000000)
+
+struct throttle_group;
+
+/* Someone to be told when the limits have changed.  Under the group's lock. */
+struct throttle_listener {
+    void (*changed)(struct throttle_listener *listener); /* must not call back into the group */
+    struct throttle_listener *next, **pprev;
+};
+
+/* The group @name, made if there is none (@name NULL: a nameless one of its own).  @config: its
+ * limits, or NULL to take them as they are.  Returns 0 or -errno: -EEXIST when it exists with other
+ * limits. */
+int throttle_group_get(const char *name, const ThrottleConfig *config,
+                       struct throttle_group **ret_group);
+void throttle_group_put(struct throttle_group *group);
+
+/* What is wrong with limits, for people; NULL: nothing. */
+const char *throttle_find_fault(const ThrottleConfig *config);
+
+void throttle_group_listen(struct throttle_group *group, struct throttle_listener *listener);
+void throttle_group_unlisten(struct throttle_group *group, struct throttle_listener *listener);
+
+/* Locks a group for reservations at @now. */
+void throttle_group_lock(struct throttle_group *group);
+void throttle_group_unlock(struct throttle_group *group);
+
+/* When a read or a write of @bytes may begin at the earliest. */
+int64_t throttle_group_start_locked(struct throttle_group *group, bool write);
+
+/* Counts it as begun at @at, which is not before that.  Returns the time that it takes of the
+ * slowest limit. */
+int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, uint64_t bytes,
+                                     int64_t at);
+
+/* Takes it back: it was counted, and does not begin. */
+void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes);
+
+/* Goes up when the limits change: what was counted before then has been forgotten. */
+uint64_t throttle_group_epoch_locked(const struct throttle_group *group);
+
+#endif

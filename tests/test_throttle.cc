@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: MIT */
+/* Throttle groups: the rate, bursts, turns, and the filter's waiting requests. */
+#include "block_support.h"
+
+extern "C" {
+#include "block/throttle_int.h"
+}
+
+#include <cerrno>
+#include <thread>
+
+static bool Contains(const std::string &text, const std::string &part)
+{
+    return text.find(part) != std::string::npos;
+}
+
+/* ---- The rate, in simulated time ------------------------------------------------------------- */
+
+static const int64_t kSecond = INT64_C(1000000000);
+
+class ThrottleRate : public testing::Test
+{
+protected:
+    ~ThrottleRate() override
+    {
+        if (group) {
+            throttle_group_put(group);
+        }
+    }
+    void Make()
+    {
+        ASSERT_EQ(throttle_find_fault(&config), nullptr);
+        ASSERT_EQ(throttle_group_get(nullptr, &config, &group), 0);
+    }
+    /* Has someone who always has more do requests of @bytes up to @end, each as soon as it may;
+     * returns how many. */
+    uint64_t Saturate(bool write, uint64_t bytes, int64_t end, int64_t late = 0)
+    {
+        uint64_t n = 0;
+
+        throttle_group_lock(group);
+        for (;;) {
+            int64_t start = throttle_group_start_locked(group, write);
+
+            if (start > now) {
+                now = start + late;
+            }
+            if (now >= end) {
+                break;
+            }
+            throttle_group_charge_locked(group, write, bytes, now);
+            n++;
+        }
+        throttle_group_unlock(group);
+        now = end;
+        return n;
+    }
+
+    ThrottleConfig config = {};
+    struct throttle_group *group = nullptr;
+    int64_t now = 1000 * kSecond;
+};
+
+TEST_F(ThrottleRate, IsHeldOverTenSeconds)
+{
+    for (uint64_t rate : { 3ull, 10ull, 997ull, 5000ull, 333333ull }) {
+        config.bucket[THROTTLE_OPS_TOTAL].avg = rate;
+        Make();
+        uint64_t n = Saturate(false, 4096, now + 10 * kSecond);
+        EXPECT_GE(n, 10 * rate);
+        EXPECT_LE(n, 10 * rate + rate / 20 + 1); /* 50 ms of credit */
+        throttle_group_put(group);
+        group = nullptr;
+    }
+}
+
+TEST_F(ThrottleRate, IsHeldThoughEveryTurnComesLate)
+{
+    config.bucket[THROTTLE_OPS_TOTAL].avg = 1000;
+    Make();
+    uint64_t n = Saturate(false, 4096, now + 10 * kSecond, 5000000);
+    EXPECT_GE(n, 9940u);
+    EXPECT_LE(n, 10051u);
+}
+
+TEST_F(ThrottleRate, BytesCountWhateverTheSize)
+{
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 1000000;
+    Make();
+    uint64_t bytes = 512 * Saturate(false, 512, now + 5 * kSecond);
+    bytes += 65536 * Saturate(true, 65536, now + 5 * kSecond);
+    EXPECT_GE(bytes, 9940000u);
+    EXPECT_LE(bytes, 10050000u + 2 * 65536);
+}
+
+TEST_F(ThrottleRate, ReadsAndWritesHaveTheirOwn)
+{
+    config.bucket[THROTTLE_OPS_READ].avg = 100;
+    config.bucket[THROTTLE_OPS_WRITE].avg = 700;
+    Make();
+    int64_t begin = now;
+    uint64_t reads = Saturate(false, 512, begin + 10 * kSecond);
+    now = begin;
+    uint64_t writes = Saturate(true, 512, begin + 10 * kSecond);
+    EXPECT_NEAR(static_cast<double>(reads), 1000, 6);
+    EXPECT_NEAR(static_cast<double>(writes), 7000, 36);
+}
+
+TEST_F(ThrottleRate, LongRequestsCountAsSeveral)
+{
+    config.bucket[THROTTLE_OPS_TOTAL].avg = 1000;
+    config.op_size = 4096;
+    Make();
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 4097, now + 10 * kSecond)), 5000, 26);
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 4096, now + 10 * kSecond)), 10000, 51);
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 1, now + 10 * kSecond)), 10000, 51);
+}
+
+TEST_F(ThrottleRate, ABurstLastsAsLongAsItMay)
+{
+    config.bucket[THROTTLE_OPS_TOTAL] = { 100, 1000, 2000, 0 };
+    Make();
+    uint64_t first = Saturate(false, 512, now + 2 * kSecond);
+    uint64_t then = Saturate(false, 512, now + 10 * kSecond);
+    EXPECT_NEAR(static_cast<double>(first), 2000, 60);
+    EXPECT_NEAR(static_cast<double>(then), 1000, 60);
+    now += 100 * kSecond; /* a quiet time earns it again */
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 512, now + 2 * kSecond)), 2000, 60);
+}
+
+TEST_F(ThrottleRate, AQuietTimeEarnsNoMoreThanItsCredit)
+{
+    config.bucket[THROTTLE_OPS_TOTAL].avg = 1000;
+    Make();
+    now += 1000 * kSecond;
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 512, now + kSecond)), 1050, 2);
+}
+
+TEST_F(ThrottleRate, HugeRequestsAndRatesDoNotOverflow)
+{
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 1;
+    config.bucket[THROTTLE_OPS_TOTAL].avg = UINT64_C(1000000000000000);
+    Make();
+    throttle_group_lock(group);
+    for (int i = 0; i < 100; i++) {
+        throttle_group_charge_locked(group, true, UINT64_C(1) << 62, now);
+    }
+    EXPECT_GT(throttle_group_start_locked(group, true), now);
+    throttle_group_unlock(group);
+}
+
+/* 15 * 10^18 ns: more than an int64_t, less than a uint64_t holds. */
+TEST_F(ThrottleRate, AClockNeverGoesBack)
+{
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 1;
+    Make();
+    throttle_group_lock(group);
+    EXPECT_GT(throttle_group_charge_locked(group, true, UINT64_C(15000000000), now), 0);
+    EXPECT_GT(throttle_group_start_locked(group, true), now);
+    throttle_group_unlock(group);
+}
+
+TEST_F(ThrottleRate, WhatIsGivenBackIsThereAgain)
+{
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 333;
+    config.bucket[THROTTLE_OPS_WRITE] = { 7, 77, 2000, 0 };
+    config.op_size = 1000;
+    Make();
+    throttle_group_lock(group);
+    throttle_group_charge_locked(group, true, 4097, now);
+    int64_t start = throttle_group_start_locked(group, true);
+    for (int i = 0; i < 1000; i++) {
+        throttle_group_charge_locked(group, true, 12345, start);
+        throttle_group_refund_locked(group, true, 12345);
+    }
+    EXPECT_NEAR(static_cast<double>(throttle_group_start_locked(group, true) - start), 0, 51e6);
+    throttle_group_unlock(group);
+}
+
+TEST_F(ThrottleRate, BadLimitsHaveAFault)
+{
+    for (const ThrottleBucket &b :
+         { ThrottleBucket{ 0, 5, 0, 0 }, ThrottleBucket{ 5, 5, 0, 0 }, ThrottleBucket{ 5, 0, 5, 0 },
+           ThrottleBucket{ 5, 6, 3600001, 0 },
+           ThrottleBucket{ UINT64_C(1000000000000001), 0, 0, 0 } }) {
+        config.bucket[THROTTLE_BPS_READ] = b;
+        EXPECT_NE(throttle_find_fault(&config), nullptr);
+    }
+}
+
+/* ---- The filter ------------------------------------------------------------------------------ */
+
+class Throttle : public testing::TestWithParam<const char *>
+{
+protected:
+    void SetUp() override
+    {
+        SKIP_WITHOUT_MONITOR(GetParam());
+    }
+    static BlockAIOCB *Read(const Blk &blk, Buffer *buf, Result *r)
+    {
+        return blk_aio_preadv(blk.get(), 0, &buf->qiov, BdrvRequestFlags(), Ended, r);
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Monitors, Throttle, testing::ValuesIn(kMonitors), MonitorName);
+
+TEST_P(Throttle, IsNeverFasterThanItsLimit)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:iops=2000,null:");
+    Buffer buf(512);
+    std::vector<Result> r(400);
+    int64_t begin = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+
+    for (Result &one : r) {
+        Read(blk, &buf, &one);
+    }
+    EXPECT_TRUE(ctx.PollUntil([&] { return r.back().calls == 1; }));
+    /* 50 ms of credit, a turn of 1 ms, and the last one need not wait for its own time */
+    EXPECT_GE(qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - begin, 399 * 500000 - 51000000);
+    for (Result &one : r) {
+        EXPECT_EQ(one.calls, 1);
+        EXPECT_EQ(one.ret, 0);
+    }
+}
+
+/* Limits so low that what waits would wait for ever. */
+TEST_P(Throttle, WhatWaitsIsCancelled)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    Result first, second, third;
+
+    Read(blk, &buf, &first);
+    BlockAIOCB *acb = Read(blk, &buf, &second);
+    EXPECT_TRUE(ctx.PollUntil([&] { return first.calls == 1; }));
+    BlockAIOCB *acb3 = Read(blk, &buf, &third);
+    blk_aio_cancel_async(acb);
+    EXPECT_TRUE(ctx.PollUntil([&] { return second.calls == 1; }));
+    EXPECT_EQ(second.ret, -ECANCELED);
+    EXPECT_EQ(third.calls, 0);
+    blk_aio_cancel_async(acb3);
+    EXPECT_TRUE(ctx.PollUntil([&] { return third.calls == 1; }));
+}
+
+TEST_P(Throttle, ADeadlinePassesWhileARequestWaits)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:bps=1,deadline-ns=1000000,null:");
+    char buf[512];
+
+    EXPECT_EQ(blk_pread(blk.get(), 0, 512, buf, BdrvRequestFlags()), 0);
+    EXPECT_EQ(blk_pread(blk.get(), 0, 512, buf, BdrvRequestFlags()), -ETIMEDOUT);
+}
+
+TEST_P(Throttle, ADrainLetsAllGo)
+{
+    ScopedIOThread io(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(50);
+
+    for (int round = 0; round < 20; round++) {
+        for (Result &one : r) {
+            one.calls = 0;
+        }
+        io.Run([&] {
+            for (Result &one : r) {
+                Read(blk, &buf, &one);
+            }
+        });
+        EXPECT_EQ(blk_drain(blk.get()), 0);
+        for (Result &one : r) {
+            EXPECT_EQ(one.calls, 1);
+        }
+    }
+}
+
+TEST_P(Throttle, ClosingLetsAllGo)
+{
+    Result first, second;
+    Buffer buf(4096);
+    {
+        ScopedIOThread io(GetParam());
+        Blk blk = Open("throttle:bps=1,null:");
+
+        io.Run([&] {
+            Read(blk, &buf, &first);
+            Read(blk, &buf, &second);
+        });
+        blk.reset();
+        EXPECT_EQ(first.ret, 0);
+        EXPECT_EQ(second.ret, 0);
+    }
+    EXPECT_EQ(second.calls, 1);
+}
+
+TEST_P(Throttle, AContextMayEndFirst)
+{
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    Result first, second;
+    IOThreadOptions opts = {};
+
+    opts.context.monitor = GetParam();
+    opts.stop_timeout_ms = 1;
+    IOThread *io = iothread_new("ends", &opts);
+    ASSERT_NE(io, nullptr);
+    std::function<void()> submit = [&] {
+        Read(blk, &buf, &first);
+        Read(blk, &buf, &second);
+    };
+    aio_bh_schedule_oneshot(
+        iothread_get_aio_context(io),
+        [](void *opaque) { (*static_cast<std::function<void()> *>(opaque))(); }, &submit);
+    EXPECT_EQ(iothread_destroy(io), 0);
+    EXPECT_EQ(first.ret, 0);
+    EXPECT_EQ(second.ret, -ECANCELED);
+}
+
+TEST_P(Throttle, ACallbackMayPollForWhatWaitsBehindIt)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:iops=1000,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(200);
+    int nested = 0;
+
+    for (size_t i = 0; i < r.size(); i += 20) {
+        r[i].then = [&, i] {
+            EXPECT_TRUE(ctx.PollUntil([&] { return r[i + 19].calls == 1; }));
+            nested++;
+        };
+    }
+    for (Result &one : r) {
+        Read(blk, &buf, &one);
+    }
+    EXPECT_TRUE(ctx.PollUntil([&] { return r.back().calls == 1 && nested == 10; }));
+}
+
+TEST_P(Throttle, LimitsMayChangeWhileRequestsWait)
+{
+    ScopedIOThread a(GetParam()), b(GetParam());
+    Blk blk = Open("throttle:group=changes,bps=1,null:"),
+        other = Open("throttle:group=changes,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(20);
+    ThrottleConfig config;
+
+    a.Run([&] {
+        for (int i = 0; i < 10; i++) {
+            Read(blk, &buf, &r[i]);
+        }
+    });
+    b.Run([&] {
+        for (int i = 10; i < 20; i++) {
+            Read(other, &buf, &r[i]);
+        }
+    });
+    int waiting = 0;
+    for (Result &one : r) {
+        waiting += one.calls == 0;
+    }
+    EXPECT_GE(waiting, 18);
+    ASSERT_EQ(throttle_group_get_config("changes", &config), 0);
+    EXPECT_EQ(config.bucket[THROTTLE_BPS_TOTAL].avg, 1u);
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 1 << 30;
+    ASSERT_EQ(throttle_group_set_config("changes", &config), 0);
+    EXPECT_TRUE(WaitUntil([&] {
+        for (Result &one : r) {
+            if (one.calls == 0) {
+                return false;
+            }
+        }
+        return true;
+    }));
+}
+
+TEST_P(Throttle, MembersOnSeveralThreadsAllGetThrough)
+{
+    ScopedIOThread a(GetParam()), b(GetParam()), c(GetParam());
+    const ScopedIOThread *threads[] = { &a, &b, &c };
+    Blk blk = Open("throttle:group=several,iops=20000,null:");
+    Buffer buf(4096);
+    std::atomic<int> done{ 0 };
+    struct Stream {
+        Result r;
+        int left;
+    };
+    std::vector<std::unique_ptr<Stream>> streams;
+
+    for (int i = 0; i < 24; i++) {
+        streams.emplace_back(new Stream);
+        Stream *s = streams.back().get();
+        s->left = 50;
+        s->r.then = [&, s] {
+            if (--s->left > 0) {
+                Read(blk, &buf, &s->r);
+            } else {
+                done++;
+            }
+        };
+        threads[i % 3]->Run([&] { Read(blk, &buf, &s->r); });
+    }
+    EXPECT_TRUE(WaitUntil([&] { return done == 24; }));
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+}
+
+/* Each cost 50 ms if what was reserved for it were lost. */
+TEST_P(Throttle, WhatIsCancelledUsesNothingUp)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:iops=20,null:");
+    Buffer buf(512);
+    std::vector<Result> r(2000);
+    Result last;
+
+    for (Result &one : r) {
+        BlockAIOCB *acb = Read(blk, &buf, &one);
+        blk_aio_cancel_async(acb);
+    }
+    Read(blk, &buf, &last);
+    EXPECT_TRUE(ctx.PollUntil([&] { return last.calls == 1 && r.back().calls == 1; }));
+    EXPECT_EQ(last.ret, 0);
+    EXPECT_EQ(r.back().ret, -ECANCELED);
+}
+
+TEST_P(Throttle, ADrainThatIsOverAtOnceTakesNoReservationAway)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:iops=20,null:");
+    Buffer buf(512);
+    std::vector<Result> r(4);
+
+    for (Result &one : r) {
+        Read(blk, &buf, &one);
+    }
+    for (int i = 0; i < 2000; i++) {
+        blk_drain_until(blk.get(), 0);
+        aio_poll(ctx.get(), false);
+    }
+    EXPECT_TRUE(ctx.PollUntil([&] { return r.back().calls == 1; }));
+}
+
+TEST_P(Throttle, ADrainEndsThoughCallbacksSubmitMore)
+{
+    ScopedIOThread io(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(10);
+    std::atomic<bool> stop{ false }, ran{ false };
+
+    for (Result &one : r) {
+        one.then = [&] {
+            if (!stop) {
+                Read(blk, &buf, &one);
+            }
+        };
+    }
+    io.Run([&] {
+        for (Result &one : r) {
+            Read(blk, &buf, &one);
+        }
+    });
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    aio_bh_schedule_oneshot(
+        io.ctx(), [](void *opaque) { *static_cast<std::atomic<bool> *>(opaque) = true; }, &ran);
+    EXPECT_TRUE(WaitUntil([&] { return ran.load(); }));
+    stop = true;
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+}
+
+TEST_P(Throttle, ACallbackMayDrainInsideADrain)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(20);
+    int inner = 1;
+
+    r[5].then = [&] {
+        inner = blk_drain_until(blk.get(), qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 10 * kSecond);
+    };
+    for (Result &one : r) {
+        Read(blk, &buf, &one);
+    }
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    EXPECT_EQ(inner, 0);
+    EXPECT_EQ(r.back().calls, 1);
+}
+
+TEST_P(Throttle, ASectionThatCannotWaitLetsAllGo)
+{
+    LocalContext ctx(GetParam());
+    ScopedIOThread io(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(200);
+    bool done = false;
+    std::function<void()> func = [&] {
+        EXPECT_EQ(blk_drained_begin(blk.get()), -EDEADLK);
+        EXPECT_TRUE(WaitUntil([&] { return r.back().calls == 1; }));
+        blk_drained_end(blk.get());
+        done = true;
+    };
+
+    io.Run([&] {
+        for (Result &one : r) {
+            Read(blk, &buf, &one);
+        }
+    });
+    aio_bh_schedule_oneshot(
+        ctx.get(), [](void *opaque) { (*static_cast<std::function<void()> *>(opaque))(); }, &func);
+    EXPECT_TRUE(ctx.PollUntil([&] { return done; }));
+}
+
+TEST_P(Throttle, ClosingBelowACallbackLetsAllGo)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:bps=1,null:");
+    Buffer buf(4096);
+    std::vector<Result> r(10);
+
+    r[0].then = [&] { blk.reset(); };
+    for (Result &one : r) {
+        Read(blk, &buf, &one);
+    }
+    EXPECT_TRUE(ctx.PollUntil([&] { return r.back().calls == 1; }));
+    EXPECT_EQ(r.back().ret, 0);
+}
+
+TEST(ThrottleQueue, AContextThatGaveUpOnItsRequestsIsLeftAlone)
+{
+    MemDisk disk("gave-up", 65536);
+    Blk blk = Open("throttle:group=gave-up,bps=1G,mem:gave-up");
+    Buffer buf(4096);
+    Result r;
+    IOThreadOptions opts = {};
+
+    opts.stop_timeout_ms = 1;
+    IOThread *io = iothread_new("gives-up", &opts);
+    ASSERT_NE(io, nullptr);
+    std::function<void()> submit = [&] {
+        blk_aio_preadv(blk.get(), 0, &buf.qiov, BdrvRequestFlags(), Ended, &r);
+    };
+    auto call = [](void *opaque) { (*static_cast<std::function<void()> *>(opaque))(); };
+    disk.stall = true;
+    ASSERT_EQ(aio_bh_schedule_oneshot(iothread_get_aio_context(io), call, &submit), 0);
+    ASSERT_TRUE(WaitUntil([&] { return disk.Stalled() == 1; }));
+    EXPECT_EQ(iothread_destroy(io), 0);
+    EXPECT_EQ(r.calls, 0);
+    aio_rcu_barrier(); /* its memory has gone */
+    ThrottleConfig config;
+    ASSERT_EQ(throttle_group_get_config("gave-up", &config), 0);
+    EXPECT_EQ(throttle_group_set_config("gave-up", &config), 0);
+    EXPECT_EQ(blk_drain(blk.get()), 0);
+    disk.Forget();
+}
+
+TEST_P(Throttle, GroupsAndLimitsThatDoNotFitAreRefused)
+{
+    Blk blk = Open("throttle:group=fits,iops=100,null:");
+
+    EXPECT_NE(Open("throttle:group=fits,iops=100,null:"), nullptr);
+    EXPECT_NE(Open("throttle:group=fits,null:"), nullptr);
+    std::string why = OpenError("throttle:group=fits,iops=101,null:");
+    EXPECT_TRUE(Contains(why, "'fits' exists with other limits")) << why;
+    why = OpenError("throttle:iops-max=5,null:");
+    EXPECT_TRUE(Contains(why, "needs an average")) << why;
+    blk.reset();
+    EXPECT_NE(Open("throttle:group=fits,iops=101,null:"), nullptr); /* it went with its members */
+    ThrottleConfig config = {};
+    EXPECT_EQ(throttle_group_get_config("fits", &config), -ENOENT);
+    EXPECT_EQ(throttle_group_set_config("fits", &config), -ENOENT);
+}
