@@ -342,7 +342,7 @@ TEST_F(BlkRegistered, BuffersMayComeAfterAContextWasGivenUp)
 {
     LocalContext ctx("io_uring");
     IOThreadOptions opts = {};
-    static std::vector<BlockBackend *> left; /* with what was given up, for ever */
+    static auto *left = new std::vector<BlockBackend *>; /* with what was given up, for ever */
     Pages pages(2 * kPage);
     Result never;
     Blk blk;
@@ -369,7 +369,7 @@ TEST_F(BlkRegistered, BuffersMayComeAfterAContextWasGivenUp)
     blk_unregister_buf(blk.get(), pages.data, kPage);
     blk_unregister_buf(blk.get(), pages.data + kPage, kPage);
     EXPECT_EQ(never.calls, 0);
-    left.push_back(blk.get());
+    left->push_back(blk.get());
 }
 
 /* ---- What the kernel refuses ----------------------------------------------------------------- */
