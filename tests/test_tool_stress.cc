@@ -154,8 +154,13 @@ TEST(ToolStressRun, EveryOperationOfTheMixRuns)
 
         EXPECT_EQ(r.status, 0) << op << ":\n" << r.output;
     }
-    for (const char *op :
+    for (const std::string op :
          { "notify", "bh", "event", "oneshot", "idle", "timer", "fd", "remove", "signal" }) {
+#ifdef __SANITIZE_THREAD__
+        if (op == "signal") {
+            continue; /* ThreadSanitizer holds signals back while a thread waits for its ring */
+        }
+#endif
         CommandResult r =
             Stress(std::string("--mode notify --monitor all --seconds 0.1 --mix ") + op + "=1");
 

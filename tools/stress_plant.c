@@ -172,13 +172,14 @@ int sut_clock_disable(struct actor *a, QEMUClockType type)
     struct disabler *d = &disabler[type];
 
     if (a->context < 0 && S.opt.plant == PLANT_DISABLE_NO_WAIT) {
+        pthread_attr_t attr;
         pthread_t thread;
 
         atomic_store(&d->done, false);
-        d->started = !pthread_create(&thread, NULL, disable_and_wait, d);
-        if (d->started) {
-            pthread_detach(thread); /* the violation may be the end of the program */
-        }
+        pthread_attr_init(&attr); /* the violation may be the end of the program */
+        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        d->started = !pthread_create(&thread, &attr, disable_and_wait, d);
+        pthread_attr_destroy(&attr);
         while (d->started && sut_deadline_all(a, type) != -1) {
         }
         return 0;
