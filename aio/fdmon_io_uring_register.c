@@ -83,11 +83,28 @@ static struct uring_mon *mon_of(AioContext *ctx)
     return ctx->mon == &fdmon_io_uring && in_aio_context_home_thread(ctx) ? ctx->mon_state : NULL;
 }
 
-int aio_context_register_file(AioContext *ctx, int fd)
+/* What the kernel's update of one entry has come to: 0 or -errno. */
+static int result_of(int updated)
 {
-    struct uring_mon *m = mon_of(ctx);
-    struct uring_table *t =
-        m ? get_table(ctx, &m->files, FEATURE_REGISTERED_FILES, make_files) : NULL;
+    return updated == 1 ? 0 : updated < 0 ? updated : -EIO;
+}
+
+/* @what: an int. */
+static int set_file(struct uring_mon *m, int i, const void *what)
+{
+    return result_of(io_uring_register_files_update(&m->ring, (unsigned)i, what, 1));
+}
+
+/* @what: a struct iovec. */
+static int set_buf(struct uring_mon *m, int i, const void *what)
+{
+    return result_of(io_uring_register_buffers_update_tag(&m->ring, (unsigned)i, what, NULL, 1));
+}
+
+/* Returns the index of a new entry of @t, or -errno; @t NULL: there is no such table. */
+static int register_in(AioContext *ctx, struct uring_table *t, AioFeature feature,
+                       int (*set)(struct uring_mon *, int, const void *), const void *what)
+{
     int i, ret;
 
     if (!t) {
@@ -97,13 +114,22 @@ int aio_context_register_file(AioContext *ctx, int fd)
     if (i < 0) {
         return -ENFILE;
     }
-    ret = io_uring_register_files_update(&m->ring, (unsigned)i, &fd, 1);
-    monitor_set_feature(ctx, FEATURE_REGISTERED_FILES, ret == 1);
-    if (ret != 1) {
+    ret = set(ctx->mon_state, i, what);
+    monitor_set_feature(ctx, feature, ret == 0);
+    if (ret < 0) {
         give_entry(t, i);
-        return ret < 0 ? ret : -EIO;
+        return ret;
     }
     return i;
+}
+
+int aio_context_register_file(AioContext *ctx, int fd)
+{
+    struct uring_mon *m = mon_of(ctx);
+    struct uring_table *t =
+        m ? get_table(ctx, &m->files, FEATURE_REGISTERED_FILES, make_files) : NULL;
+
+    return register_in(ctx, t, FEATURE_REGISTERED_FILES, set_file, &fd);
 }
 
 void aio_context_unregister_file(AioContext *ctx, int index)
@@ -112,17 +138,9 @@ void aio_context_unregister_file(AioContext *ctx, int index)
     int none = -1;
 
     if (m) {
-        io_uring_register_files_update(&m->ring, (unsigned)index, &none, 1);
+        set_file(m, index, &none);
         give_entry(m->files, index);
     }
-}
-
-static int set_buf(struct uring_mon *m, int i, void *base, size_t bytes)
-{
-    struct iovec iov = { base, bytes };
-    int ret = io_uring_register_buffers_update_tag(&m->ring, (unsigned)i, &iov, NULL, 1);
-
-    return ret == 1 ? 0 : ret < 0 ? ret : -EIO;
 }
 
 int aio_context_register_buf(AioContext *ctx, void *base, size_t bytes)
@@ -130,30 +148,18 @@ int aio_context_register_buf(AioContext *ctx, void *base, size_t bytes)
     struct uring_mon *m = mon_of(ctx);
     struct uring_table *t =
         m ? get_table(ctx, &m->bufs, FEATURE_REGISTERED_BUFFERS, make_bufs) : NULL;
-    int i, ret;
+    struct iovec iov = { base, bytes };
 
-    if (!t) {
-        return -ENOTSUP;
-    }
-    i = take_entry(t);
-    if (i < 0) {
-        return -ENFILE;
-    }
-    ret = set_buf(m, i, base, bytes);
-    monitor_set_feature(ctx, FEATURE_REGISTERED_BUFFERS, ret == 0);
-    if (ret < 0) {
-        give_entry(t, i);
-        return ret;
-    }
-    return i;
+    return register_in(ctx, t, FEATURE_REGISTERED_BUFFERS, set_buf, &iov);
 }
 
 void aio_context_unregister_buf(AioContext *ctx, int index)
 {
     struct uring_mon *m = mon_of(ctx);
+    struct iovec none = { NULL, 0 };
 
     if (m) {
-        set_buf(m, index, NULL, 0);
+        set_buf(m, index, &none);
         give_entry(m->bufs, index);
     }
 }
