@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "block/driver_int.h"
+#include "block/options_int.h"
 #include "rcu/atomic_int.h"
 #include "rcu/util_int.h"
 
@@ -72,27 +72,6 @@ static const struct {
     { "ENODEV", ENODEV }, { "EROFS", EROFS },   { "ETIMEDOUT", ETIMEDOUT }, { "ENOTSUP", ENOTSUP },
 };
 
-static bool parse_u64(const char *text, uint64_t *ret)
-{
-    char *end;
-
-    errno = 0;
-    *ret = strtoull(text, &end, 10);
-    if (end == text || *text == '-' || errno) {
-        return false;
-    }
-    if (*end) {
-        const char *letters = "kmgt", *at = strchr(letters, *end | 0x20);
-        int shift = at ? 10 * (int)(at - letters + 1) : 64;
-
-        if (end[1] || shift > 40 || *ret > (UINT64_MAX >> 1) >> shift) {
-            return false;
-        }
-        *ret <<= shift;
-    }
-    return *ret <= INT64_MAX;
-}
-
 /* A number of seconds, with ns, us, ms or s. */
 static bool parse_time(const char *text, int64_t *ret_ns)
 {
@@ -146,8 +125,8 @@ static bool set_action(Rule *rule, Action act)
 /* One "key=value" of a rule. */
 static bool parse_setting(Rule *rule, const char *key, const char *value)
 {
-    uint64_t number = 0;
-    bool is_number = parse_u64(value, &number);
+    int64_t number = 0;
+    bool is_number = blk_parse_number(value, true, &number);
     char *end;
 
     if (!strcmp(key, "error")) {
@@ -157,7 +136,7 @@ static bool parse_setting(Rule *rule, const char *key, const char *value)
         return parse_time(value, &rule->delay_ns) && set_action(rule, ACT_DELAY);
     }
     if (!strcmp(key, "short")) {
-        rule->bytes = number;
+        rule->bytes = (uint64_t)number;
         return is_number && number > 0 && set_action(rule, ACT_SHORT);
     }
     if (!strcmp(key, "chance")) {
@@ -165,11 +144,11 @@ static bool parse_setting(Rule *rule, const char *key, const char *value)
         return end != value && !*end && rule->chance >= 0 && rule->chance <= 1;
     }
     if (!strcmp(key, "from")) {
-        rule->from = (int64_t)number;
+        rule->from = number;
         return is_number;
     }
     if (!strcmp(key, "to")) {
-        rule->to = (int64_t)number;
+        rule->to = number;
         return is_number;
     }
     uint64_t *count = !strcmp(key, "nth")     ? &rule->nth
@@ -177,7 +156,7 @@ static bool parse_setting(Rule *rule, const char *key, const char *value)
                       : !strcmp(key, "times") ? &rule->times
                                               : NULL;
     if (count) {
-        *count = number;
+        *count = (uint64_t)number;
     }
     return count && is_number && number > 0;
 }

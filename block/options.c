@@ -197,8 +197,7 @@ static int fail_unknown(const BlockDriver *drv, const char *name, char **ret_why
     return -EINVAL;
 }
 
-/* Parses digits and, for a size, a suffix.  Returns false when @s is no such number. */
-static bool parse_number(const char *s, bool suffix, int64_t *ret)
+bool blk_parse_number(const char *s, bool suffix, int64_t *ret)
 {
     int64_t v = 0;
     int shift = 0;
@@ -243,7 +242,7 @@ static int parse_value(const BlkOptDesc *desc, const char *value, int64_t *ret, 
         *ret = 0;
         return 0;
     case BLK_OPT_SIZE:
-        if (!parse_number(value, true, ret) || *ret == 0) {
+        if (!blk_parse_number(value, true, ret) || *ret == 0) {
             return blk_fail(ret_why, EINVAL,
                             "option '%s' takes a size of at least 1 byte, such as 4096, 512k, 10M, "
                             "1G or 2T, not '%s'",
@@ -251,7 +250,7 @@ static int parse_value(const BlkOptDesc *desc, const char *value, int64_t *ret, 
         }
         return 0;
     default:
-        if (!parse_number(value, false, ret)) {
+        if (!blk_parse_number(value, false, ret)) {
             return blk_fail(ret_why, EINVAL,
                             "option '%s' takes a whole number of 0 or more, not '%s'", desc->name,
                             value);

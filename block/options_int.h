@@ -29,6 +29,9 @@ struct BlkOptions {
 int blk_options_parse(const char *spec, BlkOptions **ret_opts, char **ret_why);
 void blk_options_free(BlkOptions *opts);
 
+/* Parses digits and, if @suffix, one of k, M, G and T.  Returns false when @s is no such number. */
+bool blk_parse_number(const char *s, bool suffix, int64_t *ret);
+
 /* Its parts, for the other syntax.  All return 0 or -errno with a message. */
 int blk_options_new(const char *name, size_t len, const char *spec, BlkOptions *above,
                     BlkOptions **ret_opts, char **ret_why);
