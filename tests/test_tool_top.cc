@@ -268,7 +268,7 @@ TEST(ToolTopErrors, SayWhenAnotherUsersProcessIsClosed)
     ScratchDir dir;
     std::string copy = dir / "aioctx-top";
     RunCommand("chmod 755 " + dir.path() + "; cp " TOP_PROGRAM " " + copy + "; chmod 755 " + copy);
-    CommandResult r = RunCommand("LD_LIBRARY_PATH=" TOP_LIBRARY_DIR
+    CommandResult r = RunCommand("LD_LIBRARY_PATH=" TEST_BUILD_DIR
                                  " setpriv --reuid 65534 --regid 65534 --clear-groups " +
                                  copy + " --once " + Me());
     if (r.output.find("libaioctx") != std::string::npos) {

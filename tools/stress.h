@@ -346,7 +346,9 @@ bool oracle_check(struct timer_gen *g, struct record *const *records, size_t cou
 
 /* Begins to tell of a violation, of a timer or not; only the first who calls it returns. */
 void report_enter(const struct timer_gen *g);
-/* Prints the operations around a violation and ends the program with status 1. */
+/* Ends the program with status 1. */
+_Noreturn void report_end(void);
+/* Prints the operations around a violation, and ends. */
 _Noreturn void report_violation(const struct violation *why);
 /* The same for what needs no order to be wrong. */
 _Noreturn void report_failure(const struct timer_gen *g, const char *fmt, ...)

@@ -130,8 +130,7 @@ _Noreturn void wakes_report(const struct wake_channel *ch, const char *kind, con
             " notifies, %" PRIu64 " of them sent\n\n",
             st.iterations, st.sleeps, st.notifies, st.notifies_sent);
     print_log(ch->loop);
-    fflush(stderr);
-    _exit(1); /* other threads still run: no destructors */
+    report_end();
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */
