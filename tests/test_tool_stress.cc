@@ -69,6 +69,8 @@ TEST_P(ToolStress, EveryLostWakeUpThatIsPlantedIsCaught)
     SKIP_WITHOUT_MONITOR(GetParam());
     unsigned tried = 0;
 
+    SetTimeLimit(300); /* how soon each is caught depends on how the threads interleave */
+
     for (const std::string &name : PlantNames()) {
         if (name.compare(0, 5, "wake-") != 0) {
             continue;
