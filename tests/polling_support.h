@@ -127,13 +127,15 @@ public:
     /*
      * @trigger, called on another thread while this one polls, must make *@seen count one more, and
      * must come to do so once out of a poll, without a sleep; then, where @is_quiet, also without
-     * any notify.  Where the loop sleeps after all, since it is contended, it gets a kick.
+     * any notify.  Where the loop sleeps after all, since it is contended, it gets a kick; where it
+     * is contended all the time, the test is skipped.
      */
     void SeesWhilePolling(const std::function<void()> &trigger, const std::atomic<int> *seen,
                           bool is_quiet)
     {
         std::atomic<int> round{ 0 };
         std::atomic<bool> kicked{ false };
+        int64_t end = Now() + 15 * INT64_C(1000000000);
         std::thread other([&] {
             for (int i = 1;; i++) {
                 WaitUntil([&] { return round != i - 1; });
@@ -153,11 +155,13 @@ public:
             }
         });
         bool at_once = false;
+        int rounds = 0, overlooked = 0;
 
-        for (int i = 1; !at_once; i++) {
+        for (int i = 1; !at_once && Now() < end; i++) {
             int before = *seen;
 
             kicked = false;
+            rounds++;
             round = i;
             while (*seen == before) {
                 AioContextStats s = Stats();
@@ -167,10 +171,15 @@ public:
                 at_once = !kicked && *seen > before && t.sleeps == s.sleeps && t.polls > s.polls &&
                           t.polls_found > s.polls_found && t.notifies_sent == s.notifies_sent &&
                           (!is_quiet || t.notifies == s.notifies);
+                overlooked += kicked && t.sleeps == s.sleeps; /* it polled on */
             }
         }
         round = -1;
         other.join();
+        if (!at_once) {
+            ASSERT_LE(overlooked, rounds / 2) << "of " << rounds << " rounds";
+            GTEST_SKIP() << "other threads had the processor each time";
+        }
     }
 
     Polled beacon;
