@@ -29,6 +29,7 @@ public:
     ~TimerCrowd()
     {
         for (Entry &e : entries_) {
+            timer_del_sync(e.ts); /* its callback uses this */
             if (e.ts == &e.embedded) {
                 timer_deinit(e.ts);
             } else {
