@@ -96,6 +96,9 @@ TEST_P(Polling, SeesAHandlerSetElsewhere)
 
 TEST_P(Polling, SeesTheNotifyOfASignalHandler)
 {
+#ifdef __SANITIZE_THREAD__
+    GTEST_SKIP() << "ThreadSanitizer now and then holds a signal back until the next comes";
+#endif
     PollingContext ctx(GetParam());
     static AioContext *target;
     static std::atomic<int> caught;

@@ -27,6 +27,7 @@
 #include <time.h>
 
 #define TICK_MS 20
+#define RESEND_TURNS (1u << 22)
 
 struct wakes W;
 
@@ -284,15 +285,18 @@ static void on_signal(int sig)
     errno = saved;
 }
 
-/* Has the handler run on a thread, at whatever that is doing. */
+/* Has the handler run on a thread, at whatever that is doing.  ThreadSanitizer holds signals back,
+ * and now and then until the next comes: so another is sent, which does no harm. */
 static unsigned send_signal(struct wake_giver *g)
 {
     unsigned target = (unsigned)(stress_random(&g->actor) % S.opt.threads);
     struct wake_giver *to = &W.givers[target];
     unsigned before = atomic_load(&to->handled);
 
-    pthread_kill(to->id, SIGUSR1);
     for (unsigned turn = 0; atomic_load(&to->handled) == before; turn++) {
+        if (turn % RESEND_TURNS == 0) {
+            pthread_kill(to->id, SIGUSR1);
+        }
         relax(turn);
     }
     return target;
