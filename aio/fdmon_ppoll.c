@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The ppoll(2) monitor: works everywhere, costs a scan of all fds at each wait, and has no
- * operations.  The wake eventfd is the first entry of the array, which is rebuilt after a change.
+ * operations.  The wake eventfd is the last entry of the array, which is rebuilt after a change:
+ * from the first fd on that is ready, the kernel puts nobody on a wait queue any more, so that what
+ * follows costs a fraction, and the wake eventfd seldom is that one.
  *
  * A host's fd (embed.c) holds the array as a poll set, which is brought up to date when the array
  * is rebuilt.  It only wakes the host; what is ready, poll(2) tells.  A file that was closed while
@@ -23,7 +25,7 @@ struct ppoll_mon {
     unsigned count;
     bool changed;        /* since the arrays were built */
     unsigned size, used; /* of the arrays */
-    struct pollfd *fds;  /* [0] is the wake eventfd */
+    struct pollfd *fds;  /* the last one in use is the wake eventfd */
     AioHandler **owner;  /* [i] of fds[i] */
 
     /* Of a host's fd. */
@@ -114,17 +116,18 @@ static void ppoll_rewatch(AioContext *ctx, AioHandler *h)
 {
 }
 
-static void build(struct ppoll_mon *m)
+static void build(AioContext *ctx, struct ppoll_mon *m)
 {
-    unsigned n = 1;
+    unsigned n = 0;
 
     /* Out of memory: wait with those that fit, and try again at the next wait. */
     m->changed = m->count + 1 > m->size && resize(m, 2 * m->count) < 0;
-    for (AioHandler *h = m->watched; h && n < m->size; h = h->next, n++) {
+    for (AioHandler *h = m->watched; h && n + 1 < m->size; h = h->next, n++) {
         m->fds[n] = (struct pollfd){ .fd = h->fd, .events = (short)h->events };
         m->owner[n] = h;
     }
-    m->used = n;
+    m->fds[n] = (struct pollfd){ .fd = ctx->wake_fd, .events = POLLIN };
+    m->used = n + 1;
     m->set_is_old = true;
 }
 
@@ -139,23 +142,31 @@ static int64_t timeout_of(int64_t deadline_ns)
     return deadline_ns > now ? deadline_ns - now : 0;
 }
 
+/* What has no timeout in nanoseconds is poll(2)'s: it copies and checks less. */
+static int look_or_sleep(const struct ppoll_mon *m, int64_t timeout_ns)
+{
+    return timeout_ns > 0 ? qemu_poll_ns(m->fds, m->used, timeout_ns)
+                          : poll(m->fds, m->used, (int)timeout_ns);
+}
+
 static int wait_for(AioContext *ctx, struct ppoll_mon *m, int64_t deadline_ns)
 {
+    unsigned wake = m->used - 1;
     uint64_t value;
     int ready;
 
-    ready = qemu_poll_ns(m->fds, m->used, timeout_of(deadline_ns));
+    ready = look_or_sleep(m, timeout_of(deadline_ns));
     count_own(&ctx->stats->syscalls, 1);
     if (ready < 0) {
         return -errno;
     }
-    if (m->fds[0].revents && ready-- > 0) {
+    if (m->fds[wake].revents && ready-- > 0) {
         count_own(&ctx->stats->syscalls, 1);
         if (read(ctx->wake_fd, &value, sizeof(value)) < 0) {
             return -errno;
         }
     }
-    for (unsigned i = 1; i < m->used && ready > 0; i++) {
+    for (unsigned i = 0; i < wake && ready > 0; i++) {
         AioHandler *h = m->owner[i];
 
         if (m->fds[i].revents) {
@@ -177,7 +188,7 @@ static int ppoll_wait(AioContext *ctx, int64_t deadline_ns)
     struct ppoll_mon *m = ctx->mon_state;
 
     if (m->changed) {
-        build(m);
+        build(ctx, m);
     }
     if (deadline_ns == WAIT_NOT && m->used == 1 && !ctx->embed) {
         return 0; /* nobody to ask but the wake eventfd, and we are awake */
@@ -213,7 +224,7 @@ static int ppoll_embed(AioContext *ctx)
     struct ppoll_mon *m = ctx->mon_state;
     int ret;
 
-    build(m);
+    build(ctx, m);
     ret = update_set(ctx, m);
     if (ret == -EBADF) {
         return 0; /* poll(2) tells whose handler it was */
@@ -241,7 +252,7 @@ static int64_t ppoll_prepare(AioContext *ctx)
     int ret = 0;
 
     if (m->changed) {
-        build(m);
+        build(ctx, m);
     }
     wait_for(ctx, m, WAIT_NOT); /* regular files are ready at any time, and not in the set */
     if (ctx->done) {
