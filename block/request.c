@@ -8,6 +8,7 @@
  */
 #include "block/block_int.h"
 #include "rcu/probe_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -250,13 +251,10 @@ static void count_end(BlockAIOCB *req, int64_t now)
         count_own(&st->timed_out, 1);
     } else if (req->ret == -ECANCELED) {
         count_own(&st->cancelled, 1);
-    } else if (req->deadline_ns >= 0) {
-        if (now < 0) {
-            now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-        }
-        if (now > req->deadline_ns) {
-            count_own(&st->late, 1);
-        }
+    } else if (req->deadline_ns >= 0 &&
+               (now < 0 ? req->deadline_ns < INT64_MAX && realtime_has_passed(req->deadline_ns + 1)
+                        : now > req->deadline_ns)) {
+        count_own(&st->late, 1);
     }
 }
 

@@ -2,6 +2,7 @@
 /* Taking requests on: the asynchronous calls of <aioctx/block.h>. */
 #include "block/block_int.h"
 #include "rcu/probe_int.h"
+#include "timers/timers_ext_int.h"
 
 #include <errno.h>
 
@@ -92,19 +93,17 @@ static int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
 /* Arms the deadline.  Returns 0, or -ETIMEDOUT when it lies in the past. */
 static int set_deadline(BlockBackend *blk, BlockAIOCB *req, const BlkReqOpts *opts)
 {
-    int64_t now;
-
     if (opts ? opts->deadline_ns < 0 : blk->deadline_ns == 0) {
         return 0;
     }
-    now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     if (opts) {
         req->deadline_ns = opts->deadline_ns;
-    } else if (__builtin_add_overflow(now, blk->deadline_ns, &req->deadline_ns)) {
+        if (realtime_has_passed(req->deadline_ns)) {
+            return -ETIMEDOUT;
+        }
+    } else if (__builtin_add_overflow(qemu_clock_get_ns(QEMU_CLOCK_REALTIME), blk->deadline_ns,
+                                      &req->deadline_ns)) {
         req->deadline_ns = INT64_MAX - 1;
-    }
-    if (req->deadline_ns <= now) {
-        return -ETIMEDOUT;
     }
     req->armed = timer_mod_ns(&req->timer, req->deadline_ns);
     return 0;

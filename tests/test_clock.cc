@@ -8,6 +8,10 @@
 #include <time.h>
 #include <unistd.h>
 
+extern "C" {
+#include "timers/timers_ext_int.h"
+}
+
 static int64_t PosixNs(clockid_t id)
 {
     struct timespec ts;
@@ -34,6 +38,42 @@ TEST_F(Clock, RealtimeIsMonotonicTime)
 
     EXPECT_LE(before, now);
     EXPECT_LE(now, PosixNs(CLOCK_MONOTONIC));
+}
+
+/* For times around now and further ahead, over some of the renewals of what it goes by. */
+TEST_F(Clock, ATimeHasPassedFromItsNanosecondOnAndNotBefore)
+{
+    int64_t end = PosixNs(CLOCK_MONOTONIC) + 100000000, before = 0;
+    unsigned passed = 0, ahead = 0;
+
+    for (int64_t step = 0; before < end; step = (step + 7919) % 200000) {
+        int64_t ns = PosixNs(CLOCK_MONOTONIC) + step * (step % 3 == 0) - step % 2000;
+
+        before = PosixNs(CLOCK_MONOTONIC);
+        bool has = realtime_has_passed(ns);
+        int64_t after = PosixNs(CLOCK_MONOTONIC);
+
+        ASSERT_TRUE(!has || ns <= after) << ns - after;
+        ASSERT_TRUE(has || ns > before) << before - ns;
+        passed += has;
+        ahead += !has;
+    }
+    EXPECT_GT(passed, 1000u);
+    EXPECT_GT(ahead, 1000u);
+    EXPECT_TRUE(realtime_has_passed(0));
+    EXPECT_FALSE(realtime_has_passed(INT64_MAX));
+}
+
+TEST_F(Clock, ATimeHasPassedWhenTheReplacedClockSaysSo)
+{
+    FakeClock clock(QEMU_CLOCK_REALTIME, 1000);
+
+    EXPECT_FALSE(realtime_has_passed(1001));
+    clock.Set(1001);
+    EXPECT_TRUE(realtime_has_passed(1001));
+    clock.Set(INT64_MAX / 2);
+    EXPECT_TRUE(realtime_has_passed(INT64_MAX / 2));
+    EXPECT_FALSE(realtime_has_passed(INT64_MAX / 2 + 1));
 }
 
 TEST_F(Clock, HostIsWallClockTime)

@@ -34,7 +34,7 @@ struct clock_source {
         .pass_done = PTHREAD_COND_INITIALIZER, \
     }
 
-static struct clock clocks[QEMU_CLOCK_MAX] = { CLOCK_INIT, CLOCK_INIT, CLOCK_INIT, CLOCK_INIT };
+struct clock clocks[QEMU_CLOCK_MAX] = { CLOCK_INIT, CLOCK_INIT, CLOCK_INIT, CLOCK_INIT };
 
 struct clock *clock_of(QEMUClockType type)
 {
@@ -96,6 +96,9 @@ int64_t qemu_clock_get_ns(QEMUClockType type)
 {
     int64_t ns;
 
+    if (likely(type == QEMU_CLOCK_REALTIME && !clock_is_replaced(type))) {
+        return clock_monotonic_ns();
+    }
     return clock_read_replaced(type, &ns) ? ns : read_real(type);
 }
 

@@ -3,6 +3,8 @@
 #ifndef TIMERS_CLOCK_INT_H
 #define TIMERS_CLOCK_INT_H
 
+#include "rcu/atomic_int.h"
+
 #include <aioctx/timers.h>
 #include <pthread.h>
 
@@ -31,7 +33,15 @@ struct clock {
     unsigned disable_waiters; /* atomic; written under wait_lock */
 };
 
+extern struct clock clocks[QEMU_CLOCK_MAX] __attribute__((visibility("hidden")));
+
 struct clock *clock_of(QEMUClockType type);
+
+/* Whether @type, which is a valid one, does not show its real time. */
+static inline bool clock_is_replaced(QEMUClockType type)
+{
+    return ld_relaxed(&clocks[type].source) != NULL;
+}
 
 /* Whether the clock's source was replaced; then *ret_ns is what it says, never below zero. */
 bool clock_read_replaced(QEMUClockType type, int64_t *ret_ns);

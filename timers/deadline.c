@@ -26,7 +26,7 @@ static int64_t list_deadline(QEMUTimerList *tl)
 {
     int64_t ns, now;
 
-    if (tl->type == QEMU_CLOCK_REALTIME && !ld_seq(&clock_of(tl->type)->source)) {
+    if (tl->type == QEMU_CLOCK_REALTIME && !ld_seq(&tl->clock->source)) {
         return clock_runs(tl->type) ? head_of(tl) : NO_DEADLINE;
     }
     if (head_of(tl) == NO_DEADLINE) {

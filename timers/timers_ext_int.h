@@ -40,6 +40,12 @@ void main_loop_tlg_set_notify(QEMUTimerListNotifyCB *cb);
 int64_t clock_monotonic_ns(void);
 
 /*
+ * Whether REALTIME shows @ns or more, for less than a look at the clock where it does not, by more
+ * than a microsecond; passed.c says when it may be wrong.  Thread: any.
+ */
+bool realtime_has_passed(int64_t ns);
+
+/*
  * The soonest deadline of the clocks that loops sleep by, as a time of CLOCK_MONOTONIC; it may lie
  * in the past; INT64_MAX: none.  Thread: any.
  * Ordering: loads each head after what the caller did before, see list_int.h.

@@ -13,24 +13,17 @@
 #include "rcu/rcu_int.h"
 #include "rcu/util_int.h"
 #include "timers/clock_int.h"
+#include "timers/ticks_int.h"
 
 #include <sched.h>
 #include <time.h>
-
-#if defined(__x86_64__) || defined(__i386__)
-#include <x86intrin.h>
-#endif
 
 struct virtual_clock virtual_clock = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static int64_t read_host_ticks(void)
 {
-#if defined(__x86_64__) || defined(__i386__)
-    return (int64_t)__rdtsc();
-#elif defined(__aarch64__)
-    int64_t v;
-    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(v));
-    return v;
+#if HOST_HAS_TICKS
+    return (int64_t)host_ticks();
 #else
     return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
 #endif
