@@ -15,7 +15,7 @@ struct load {
     unsigned depth;         /* reads in flight */
     bool deadline;          /* each read carries one */
     uint32_t blocks;        /* reads go to random ones below this */
-    const uint64_t *expect; /* the first word of each block; NULL: zero */
+    const uint64_t *expect; /* the first word of each block; NULL: reads leave the buffer alone */
     uint64_t random;
 
     /* Result.  The span ends, and ops stops counting, when the time is over; the reads that are
@@ -27,17 +27,19 @@ struct load {
     bool over;
 };
 
+#define SPOILED UINT64_MAX
+
 /* Chooses the next block, and spoils the buffer so that a read that never was would show. */
 static inline uint32_t load_next(struct load *l, uint64_t *buf)
 {
-    *buf = ~UINT64_C(0);
+    *buf = SPOILED;
     return bench_random_below(&l->random, l->blocks);
 }
 
 /* Accounts for a read that has ended; returns whether another may be issued. */
 static inline bool load_done(struct load *l, uint32_t block, const uint64_t *buf, bool ok)
 {
-    l->failed += !ok || *buf != (l->expect ? l->expect[block] : 0);
+    l->failed += !ok || *buf != (l->expect ? l->expect[block] : SPOILED);
     l->checksum += *buf ^ block;
     if (l->over) {
         return false;
@@ -81,7 +83,7 @@ void processes_run(unsigned nr, bool pin, struct load *loads);
 /* The whole of such a process; @index as text. */
 int process_main(const char *index, const struct bench *b, unsigned depth);
 
-#define NULL_SPEC "null://?size=1G"
+#define NULL_SPEC "null://?size=1G&read-zeroes=off"
 #define NULL_BLOCKS (1024 * 1024 * 1024 / BLOCK_BYTES)
 
 #endif

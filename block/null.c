@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The null driver: reads give zeroes, the rest is dropped; each request takes latency-ns, measured
- * by a timer in the piece on the list group of its context.  A piece that waits is recalled at
- * once.
+ * The null driver: reads give zeroes, or with read-zeroes=off nothing, the rest is dropped; each
+ * request takes latency-ns, measured by a timer in the piece on the list group of its context.  A
+ * piece that waits is recalled at once.
  */
 #include "block/block_int.h"
 
@@ -19,11 +19,14 @@ typedef struct NullPiece {
 typedef struct NullState {
     int64_t size;
     int64_t latency_ns;
+    bool read_zeroes;
 } NullState;
 
 static const BlkOptDesc null_options[] = {
     { "size", BLK_OPT_SIZE, .help = "bytes; 1G" },
     { "latency-ns", BLK_OPT_NUMBER, .help = "each request takes that long; 0" },
+    { "read-zeroes", BLK_OPT_SWITCH,
+      .help = "off: reads leave the buffers as they are, for measuring what the rest costs; on" },
     { NULL },
 };
 
@@ -36,6 +39,7 @@ static int null_open(const BlkOptions *opts, void **ret_state, char **ret_why)
     }
     s->size = blk_opt_get(opts, "size", INT64_C(1) << 30);
     s->latency_ns = blk_opt_get(opts, "latency-ns", 0);
+    s->read_zeroes = blk_opt_get(opts, "read-zeroes", true);
     *ret_state = s;
     return 0;
 }
@@ -52,17 +56,18 @@ static int64_t null_getlength(void *state)
 
 static void null_finish(BlkPiece *piece)
 {
+    const NullState *s = piece->state;
     bool has_length =
         piece->op == BLK_OP_READ || piece->op == BLK_OP_WRITE || piece->op == BLK_OP_STATUS;
 
-    if (piece->op == BLK_OP_READ) {
+    if (piece->op == BLK_OP_READ && s->read_zeroes) {
         for (int i = 0; i < piece->niov; i++) {
             if (piece->iov[i].iov_len > 0) {
                 memset(piece->iov[i].iov_base, 0, piece->iov[i].iov_len);
             }
         }
     }
-    piece->status = BDRV_BLOCK_ZERO;
+    piece->status = s->read_zeroes ? BDRV_BLOCK_ZERO : BDRV_BLOCK_DATA;
     blk_piece_done(piece, has_length ? (int64_t)piece->bytes : 0);
 }
 

@@ -167,6 +167,24 @@ TEST_P(BlkRequest, ReadOnlyBackendsRefuseWrites)
     EXPECT_TRUE(blk_is_read_only(blk.get()));
 }
 
+TEST_P(BlkRequest, NullReadsZeroesUnlessToldToLeaveTheBufferAlone)
+{
+    for (bool off : { false, true }) {
+        Blk blk = Open(off ? "null:read-zeroes=off" : "null:");
+        Buffer buf(512, 0x5a);
+        BlkExtent extent = {};
+        Result r, s;
+
+        ASSERT_NE(Read(blk, 0, &buf, &r), nullptr);
+        blk_aio_block_status(blk.get(), 0, 512, &extent, Ended, &s);
+        ASSERT_TRUE(Poll([&] { return r.calls && s.calls; }));
+        EXPECT_EQ(r.ret, 0);
+        EXPECT_EQ(buf.data[0], off ? 0x5a : 0);
+        EXPECT_EQ(buf.data[511], off ? 0x5a : 0);
+        EXPECT_EQ(extent.status & BDRV_BLOCK_ZERO, off ? 0u : uint32_t(BDRV_BLOCK_ZERO));
+    }
+}
+
 /* ---- Deadlines and cancel -------------------------------------------------------------------- */
 
 TEST_P(BlkRequest, ADeadlineInThePastIsNotIssued)
