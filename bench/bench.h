@@ -36,6 +36,7 @@ enum bench_metric {
     BENCH_IOWAIT,      /* threads that the kernel takes to wait for I/O */
     BENCH_TO_BEST,     /* wall time, as a multiple of the best peer's */
     BENCH_CPU_TO_BEST, /* CPU time likewise */
+    BENCH_ADDED_NS,    /* CPU time beyond that of a row that does the same without something */
     BENCH_METRICS
 };
 

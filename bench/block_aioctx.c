@@ -88,7 +88,7 @@ static void member_init(struct aioctx_team *team, unsigned index, unsigned first
         bench_die("block_bench: cannot start an iothread: %s", strerror(errno));
     }
     m->ctx = iothread_get_aio_context(m->io);
-    m->bufs = bench_alloc((size_t)DEPTH_MAX * BLOCK_BYTES);
+    m->bufs = load_buffers();
     for (unsigned i = 0; i < DEPTH_MAX; i++) {
         struct slot *s = &m->slots[i];
         s->member = m;
@@ -132,6 +132,16 @@ BlockBackend *aioctx_open(const char *spec)
 void aioctx_close(BlockBackend *blk)
 {
     blk_unref(blk);
+}
+
+void aioctx_team_register(struct aioctx_team *team, BlockBackend *blk)
+{
+    for (unsigned i = 0; i < team->threads; i++) {
+        int ret = blk_register_buf(blk, team->members[i].bufs, LOAD_BUFFERS_BYTES);
+        if (ret < 0) {
+            bench_die("block_bench: cannot register buffers: %s", strerror(-ret));
+        }
+    }
 }
 
 bool aioctx_team_can(struct aioctx_team *team, BlockBackend *blk)

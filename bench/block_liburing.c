@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * block_bench's peer: the plain loop that one writes with liburing.  Its ring has the flags, size
- * and registrations of a context's ring; files and buffers are registered on neither side.  A
- * deadline here is a timeout linked to each read.
+ * and registrations of a context's ring.  A deadline here is a timeout linked to each read.
  */
 #include "block_load.h"
 #include "ring.h"
@@ -19,6 +18,7 @@ struct loop {
     struct io_uring ring;
     struct load *load;
     int fd;
+    bool fixed;         /* the file and the buffers are registered */
     unsigned in_flight; /* entries, timeouts included */
     struct __kernel_timespec deadline;
     uint64_t *bufs[DEPTH_MAX];
@@ -30,8 +30,13 @@ static void issue(struct loop *p, unsigned slot)
     struct load *l = p->load;
     p->blocks[slot] = load_next(l, p->bufs[slot]);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
-    io_uring_prep_read(sqe, p->fd, p->bufs[slot], BLOCK_BYTES,
-                       (uint64_t)p->blocks[slot] * BLOCK_BYTES);
+    uint64_t offset = (uint64_t)p->blocks[slot] * BLOCK_BYTES;
+    if (p->fixed) {
+        io_uring_prep_read_fixed(sqe, 0, p->bufs[slot], BLOCK_BYTES, offset, 0);
+        sqe->flags |= IOSQE_FIXED_FILE;
+    } else {
+        io_uring_prep_read(sqe, p->fd, p->bufs[slot], BLOCK_BYTES, offset);
+    }
     sqe->user_data = slot;
     p->in_flight++;
     if (l->deadline) {
@@ -70,7 +75,7 @@ static void loop_run(struct loop *p)
         issue(p, slot);
     }
     while (p->in_flight) {
-        int ret = io_uring_submit_and_wait(&p->ring, 1);
+        int ret = bench_ring_enter(&p->ring, 1);
         if (ret < 0 && ret != -EINTR) {
             bench_die("block_bench: the liburing loop: %s", strerror(-ret));
         }
@@ -81,6 +86,7 @@ static void loop_run(struct loop *p)
 struct job {
     struct load *loads;
     int fd;
+    bool fixed;
     atomic_bool cannot;
 };
 
@@ -88,16 +94,22 @@ static void run_thread(unsigned index, void *opaque)
 {
     struct job *job = opaque;
     struct loop *p = bench_alloc(sizeof(*p));
-    char *bufs = bench_alloc((size_t)DEPTH_MAX * BLOCK_BYTES);
+    char *bufs = load_buffers();
+    struct iovec iov = { bufs, LOAD_BUFFERS_BYTES };
     for (unsigned i = 0; i < DEPTH_MAX; i++) {
         p->bufs[i] = (uint64_t *)(bufs + (size_t)i * BLOCK_BYTES);
     }
     p->load = &job->loads[index];
     p->fd = job->fd;
+    p->fixed = job->fixed;
     p->deadline.tv_sec = DEADLINE_NS / 1000000000;
     if (bench_ring_init(&p->ring, RING_ENTRIES)) {
         atomic_store(&job->cannot, true);
     } else {
+        if (p->fixed && (io_uring_register_files(&p->ring, &p->fd, 1) ||
+                         io_uring_register_buffers(&p->ring, &iov, 1))) {
+            bench_die("block_bench: the liburing loop cannot register its file and buffers");
+        }
         loop_run(p);
         bench_ring_exit(&p->ring);
     }
@@ -105,9 +117,9 @@ static void run_thread(unsigned index, void *opaque)
     free(p);
 }
 
-bool liburing_run(int fd, unsigned threads, bool pin, struct load *loads)
+bool liburing_run(int fd, bool fixed, unsigned threads, bool pin, struct load *loads)
 {
-    struct job job = { .loads = loads, .fd = fd };
+    struct job job = { .loads = loads, .fd = fd, .fixed = fixed };
     bench_threads(threads, pin, run_thread, &job);
     return !atomic_load(&job.cannot);
 }

@@ -5,6 +5,9 @@
 
 #include "bench.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #define BLOCK_BYTES 4096
 #define DEPTH_MAX 64 /* twice this many entries, for linked timeouts, fit a context's ring */
 #define DEADLINE_NS (30 * INT64_C(1000000000))
@@ -15,7 +18,8 @@ struct load {
     unsigned depth;         /* reads in flight */
     bool deadline;          /* each read carries one */
     uint32_t blocks;        /* reads go to random ones below this */
-    const uint64_t *expect; /* the first word of each block; NULL: reads leave the buffer alone */
+    const uint64_t *expect; /* the first word of each block; NULL: */
+    uint64_t expect_all;    /* of all blocks; SPOILED: reads leave the buffer alone */
     uint64_t random;
 
     /* Result.  The span ends, and ops stops counting, when the time is over; the reads that are
@@ -39,7 +43,7 @@ static inline uint32_t load_next(struct load *l, uint64_t *buf)
 /* Accounts for a read that has ended; returns whether another may be issued. */
 static inline bool load_done(struct load *l, uint32_t block, const uint64_t *buf, bool ok)
 {
-    l->failed += !ok || *buf != (l->expect ? l->expect[block] : SPOILED);
+    l->failed += !ok || *buf != (l->expect ? l->expect[block] : l->expect_all);
     l->checksum += *buf ^ block;
     if (l->over) {
         return false;
@@ -50,6 +54,18 @@ static inline bool load_done(struct load *l, uint32_t block, const uint64_t *buf
         return false;
     }
     return true;
+}
+
+#define LOAD_BUFFERS_BYTES ((size_t)DEPTH_MAX * BLOCK_BYTES)
+
+/* A thread's buffers, as direct I/O wants them; to be freed. */
+static inline char *load_buffers(void)
+{
+    void *mem;
+    if (posix_memalign(&mem, 4096, LOAD_BUFFERS_BYTES)) {
+        bench_die("out of memory");
+    }
+    return memset(mem, 0, LOAD_BUFFERS_BYTES);
 }
 
 /* ---- aioctx ---------------------------------------------------------------------------------- */
@@ -64,6 +80,9 @@ void aioctx_team_free(struct aioctx_team *team);
 struct BlockBackend *aioctx_open(const char *spec);
 void aioctx_close(struct BlockBackend *blk);
 
+/* Registers the team's buffers with the backend. */
+void aioctx_team_register(struct aioctx_team *team, struct BlockBackend *blk);
+
 /* Says on stdout why not, when the backend cannot be used on the team's contexts. */
 bool aioctx_team_can(struct aioctx_team *team, struct BlockBackend *blk);
 
@@ -72,8 +91,14 @@ void aioctx_team_run(struct aioctx_team *team, struct BlockBackend *blk, struct 
 
 /* ---- Plain liburing loops -------------------------------------------------------------------- */
 
-/* One run on @threads threads.  Returns false when there is no io_uring. */
-bool liburing_run(int fd, unsigned threads, bool pin, struct load *loads);
+/* One run on @threads threads; @fixed: the file and the buffers are registered.  Returns false when
+ * there is no io_uring. */
+bool liburing_run(int fd, bool fixed, unsigned threads, bool pin, struct load *loads);
+
+/* ---- fio ------------------------------------------------------------------------------------- */
+
+/* One run of fio's io_uring engine.  Returns false when there is none. */
+bool fio_run(int fd, bool fixed, bool direct, unsigned threads, struct load *loads);
 
 /* ---- Independent processes ------------------------------------------------------------------- */
 

@@ -128,7 +128,9 @@ void processes_run(unsigned nr, bool pin, struct load *loads)
 int process_main(const char *index, const struct bench *b, unsigned depth)
 {
     unsigned cpu = (unsigned)bench_number("--child", index, 0, CHILDREN_MAX);
-    struct load l = { .depth = depth, .deadline = true, .blocks = NULL_BLOCKS };
+    struct load l = {
+        .depth = depth, .deadline = true, .blocks = NULL_BLOCKS, .expect_all = SPOILED
+    };
     struct aioctx_team *team = aioctx_team_new(1, cpu, b->pin);
     struct BlockBackend *blk = aioctx_open(NULL_SPEC);
     for (int warm = 1; warm >= 0; warm--) {

@@ -47,6 +47,7 @@ static const struct {
     [BENCH_IOWAIT] = { "iowait_threads", "threads" },
     [BENCH_TO_BEST] = { "to_best", "of the best peer" },
     [BENCH_CPU_TO_BEST] = { "cpu_to_best", "of the best peer" },
+    [BENCH_ADDED_NS] = { "added_ns", "ns" },
 };
 
 static struct bench_row *get_row(struct bench *b, const struct bench_row *key)
