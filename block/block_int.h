@@ -10,7 +10,9 @@
 #define BLOCK_BLOCK_INT_H
 
 #include <aioctx/block.h>
+#include <assert.h>
 #include <pthread.h>
+#include <stddef.h>
 
 #include "aio/aio_ext_int.h"
 #include "block/node_int.h"
@@ -63,49 +65,51 @@ typedef enum {
 
 /* A request.  All of it belongs to the home thread, but for range. */
 struct BlockAIOCB {
+    /* What every request goes through, in two cache lines. */
     BlkQueue *q;             /* fixed */
     BlockAIOCB *next, *prev; /* in-flight list or held list; next alone: free list */
-    BlockAIOCB *fin_next;    /* finished list */
-    BlockAIOCB *detach_next; /* detaching list */
     uint64_t seq;            /* order of issue */
-
     BlockCompletionFunc *cb;
     void *opaque;
     QEMUIOVector *qiov; /* reads and writes */
-    BlkExtent *extent;  /* BLK_OP_STATUS */
     int64_t offset;
     uint64_t bytes;
     uint64_t done;       /* of bytes */
     uint64_t iov_off;    /* where done is in qiov: this many bytes into */
-    int iov_idx;         /* this buffer */
-    uint32_t flags;      /* BdrvRequestFlags */
     int64_t deadline_ns; /* -1: none */
-    int ret;
-    int cancel_ret; /* what it ends in when the cancel wins; 0: nobody asked */
     int64_t piece_ret;
+    int iov_idx;    /* of iov_off: this buffer */
+    int cancel_ret; /* what it ends in when the cancel wins; 0: nobody asked */
+    uint32_t flags; /* BdrvRequestFlags */
+    int ret;
+    uint8_t op;             /* BlkOp */
+    uint8_t state;          /* BlkReqState */
+    uint8_t piece_kind;     /* BlkPieceKind */
+    uint8_t retries;        /* of this piece after -EINTR or -EAGAIN */
+    bool piece_busy;        /* the driver has the piece */
+    bool submitting;        /* inside the driver's submit */
+    bool direct;            /* the callback may be called as soon as it has finished */
+    bool armed : 1;         /* the timer may be armed */
+    bool need_flush : 1;    /* a flush follows the last piece */
+    bool rmw_loaded : 1;    /* the bounce buffer holds the unit at done */
+    bool zero_fallback : 1; /* the driver cannot zero: write zeroes */
+    bool is_split : 1;
+    bool detaching : 1;  /* in the detaching list */
+    bool has_bounce : 1; /* bounce is not NULL */
 
-    uint8_t op;         /* BlkOp */
-    uint8_t state;      /* BlkReqState */
-    uint8_t piece_kind; /* BlkPieceKind */
-    uint8_t retries;    /* of this piece after -EINTR or -EAGAIN */
-    uint8_t detach_passes;
-    bool armed;         /* the timer may be armed */
-    bool piece_busy;    /* the driver has the piece */
-    bool submitting;    /* inside the driver's submit */
-    bool direct;        /* the callback may be called as soon as it has finished */
-    bool need_flush;    /* a flush follows the last piece */
-    bool rmw_loaded;    /* the bounce buffer holds the unit at done */
-    bool zero_fallback; /* the driver cannot zero: write zeroes */
-    bool is_split;
-    bool detaching; /* in the detaching list */
-
+    /* What only some do. */
+    BlockAIOCB *fin_next;    /* finished list */
+    BlockAIOCB *detach_next; /* detaching list */
+    BlkExtent *extent;       /* BLK_OP_STATUS */
     void *bounce;
     size_t bounce_size;
     struct iovec local_iov;
+    uint8_t detach_passes;
     QEMUTimer timer;
-    BlkRange range;
+    BlkRange range; /* other than BLK_RANGE_NONE only where the backend is ordered */
     BlkPiece piece; /* last: the driver's room follows */
 };
+static_assert(offsetof(BlockAIOCB, fin_next) == 128, "two lines, as a request begins one");
 
 /* ---- Queues (queue.c) ------------------------------------------------------------------------ */
 

@@ -25,9 +25,9 @@
 typedef struct FilePiece {
     CqeHandler cqe;
     AioContext *ctx;
-    FilePoolPiece pool;
     bool has_ring; /* ctx has one */
     bool on_pool;  /* where the piece is */
+    FilePoolPiece pool;
 } FilePiece;
 
 static const BlkOptDesc file_options[] = {

@@ -64,11 +64,13 @@ static int bounce_get(BlockAIOCB *req, size_t bytes)
     free(req->bounce);
     req->bounce = NULL;
     req->bounce_size = 0;
+    req->has_bounce = false;
     if (posix_memalign(&buf, align < 4096 ? 4096 : align, bytes) != 0) {
         return -ENOMEM;
     }
     req->bounce = buf;
     req->bounce_size = bytes;
+    req->has_bounce = true;
     return 0;
 }
 

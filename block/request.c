@@ -51,16 +51,22 @@ void blk_req_free_all(BlkQueue *q)
     }
 }
 
+static inline bool has_range(const BlockAIOCB *req)
+{
+    return req->q->blk->ordered && req->range.kind != BLK_RANGE_NONE;
+}
+
 static void recycle(BlockAIOCB *req)
 {
     BlkQueue *q = req->q;
 
-    if (unlikely(req->bounce)) {
+    if (unlikely(req->has_bounce)) {
         free(req->bounce);
         req->bounce = NULL;
         req->bounce_size = 0;
+        req->has_bounce = false;
     }
-    if (unlikely(req->range.kind != BLK_RANGE_NONE)) {
+    if (unlikely(has_range(req))) {
         blk_range_end(req);
     }
     req->state = BLK_REQ_FREE;
@@ -224,7 +230,7 @@ void blk_req_finish(BlockAIOCB *req, int ret)
     if (unlikely(req->detaching)) {
         detach_remove(q, req);
     }
-    if (!req->piece_busy && req->range.kind != BLK_RANGE_NONE) {
+    if (!req->piece_busy && has_range(req)) {
         blk_range_end(req);
     }
     if (req->direct) {
@@ -295,7 +301,7 @@ void blk_req_settle(BlockAIOCB *req)
     must(req->state == BLK_REQ_FINISHED || req->state == BLK_REQ_CALLING ||
          req->state == BLK_REQ_DETACHED);
     count_own(&q->stats.settled, 1);
-    if (req->range.kind != BLK_RANGE_NONE) {
+    if (has_range(req)) {
         blk_range_end(req);
     }
     if (req->state == BLK_REQ_DETACHED) {

@@ -21,20 +21,16 @@ static uint32_t flags_of(BlkOp op)
 
 static uint64_t *counter_of(BlkStats *st, BlkOp op)
 {
-    switch (op) {
-    case BLK_OP_READ:
-        return &st->reads;
-    case BLK_OP_WRITE:
-        return &st->writes;
-    case BLK_OP_FLUSH:
-        return &st->flushes;
-    case BLK_OP_DISCARD:
-        return &st->discards;
-    case BLK_OP_ZEROES:
-        return &st->zeroes;
-    default:
-        return &st->statuses;
-    }
+    static const uint8_t at[] = {
+        [BLK_OP_READ] = offsetof(BlkStats, reads) / sizeof(uint64_t),
+        [BLK_OP_WRITE] = offsetof(BlkStats, writes) / sizeof(uint64_t),
+        [BLK_OP_FLUSH] = offsetof(BlkStats, flushes) / sizeof(uint64_t),
+        [BLK_OP_DISCARD] = offsetof(BlkStats, discards) / sizeof(uint64_t),
+        [BLK_OP_ZEROES] = offsetof(BlkStats, zeroes) / sizeof(uint64_t),
+        [BLK_OP_STATUS] = offsetof(BlkStats, statuses) / sizeof(uint64_t),
+    };
+
+    return (uint64_t *)st + at[op];
 }
 
 /* Shrinks a discard to the whole units in it. */
@@ -115,14 +111,17 @@ static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void *data, uint32_
     req->op = (uint8_t)op;
     req->offset = offset;
     req->qiov = op == BLK_OP_STATUS ? NULL : data;
-    req->extent = op == BLK_OP_STATUS ? data : NULL;
+    if (op == BLK_OP_STATUS) {
+        req->extent = data;
+    }
     req->flags = flags;
     req->bytes = req->done = req->iov_off = 0;
     req->iov_idx = 0;
     req->deadline_ns = -1;
     req->cancel_ret = 0;
     req->retries = 0;
-    req->armed = req->direct = req->rmw_loaded = req->zero_fallback = req->is_split = false;
+    req->direct = false;
+    req->armed = req->rmw_loaded = req->zero_fallback = req->is_split = false;
     req->need_flush = op == BLK_OP_FLUSH;
 }
 
