@@ -22,11 +22,11 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov)
     }
 }
 
-/* Moves on by @bytes that have been transferred. */
+/* Moves on by @bytes that have been transferred; at the end nobody asks any more where that is. */
 void blk_iov_advance(BlockAIOCB *req, uint64_t bytes)
 {
     req->done += bytes;
-    if (!req->qiov) {
+    if (!req->qiov || req->done == req->bytes) {
         return;
     }
     while (bytes > 0) {
@@ -108,6 +108,14 @@ uint64_t blk_iov_direct(BlockAIOCB *req, uint64_t max, bool aligned)
     int i = req->iov_idx, last = req->qiov->niov, max_iov = (int)req->q->blk->limits.max_iov;
     uint64_t sum = 0, n;
 
+    if (likely(last == 1 && req->done == 0 && iov->iov_len <= max)) { /* as most often */
+        n = direct_part(req, iov, max, aligned);
+        if (likely(n == iov->iov_len)) {
+            req->piece.iov = iov;
+            req->piece.niov = 1;
+            return n;
+        }
+    }
     if (req->iov_off == 0) {
         if (last - i > max_iov) {
             last = i + max_iov;
