@@ -40,6 +40,11 @@ struct lane {
     unsigned granted;
     int64_t at;
     uint64_t epoch; /* of the group, when it was reserved */
+
+    /* So many requests of up to so many bytes may begin without asking. */
+    unsigned credit;
+    uint64_t credit_bytes;
+    uint64_t credit_epoch; /* of the group, when it was given */
 };
 
 typedef struct ThrottleState {
@@ -116,9 +121,9 @@ static void reserve(struct lane *lane, int64_t now)
     throttle_group_lock(group);
     start = throttle_group_start_locked(group, write);
     lane->at = start > now ? start : now;
-    lane->epoch = throttle_group_epoch_locked(group);
+    lane->epoch = throttle_group_epoch(group);
     for (ThrottlePiece *tp = lane->head; tp && taken < THROTTLE_TURN_NS; tp = tp->next) {
-        taken += throttle_group_charge_locked(group, write, blk_priv_piece(tp)->bytes, lane->at);
+        taken += throttle_group_charge_locked(group, write, blk_priv_piece(tp)->bytes, 1, lane->at);
         tp->granted = true;
         lane->granted++;
     }
@@ -131,8 +136,8 @@ static void give_back(struct lane *lane, const ThrottlePiece *tp, uint64_t bytes
     struct throttle_group *group = lane->q->s->group;
 
     throttle_group_lock(group);
-    if (tp->granted && lane->epoch == throttle_group_epoch_locked(group)) {
-        throttle_group_refund_locked(group, is_write_lane(lane), bytes);
+    if (tp->granted && lane->epoch == throttle_group_epoch(group)) {
+        throttle_group_refund_locked(group, is_write_lane(lane), bytes, 1);
     }
     throttle_group_unlock(group);
 }
@@ -144,7 +149,7 @@ static void forget_old(struct lane *lane)
     bool old;
 
     throttle_group_lock(group);
-    old = lane->epoch != throttle_group_epoch_locked(group);
+    old = lane->epoch != throttle_group_epoch(group);
     throttle_group_unlock(group);
     for (ThrottlePiece *tp = lane->head; tp && old; tp = tp->next) {
         tp->granted = false;
@@ -191,17 +196,55 @@ static void queue_bh(void *opaque)
 
 /* ---- Pieces ---------------------------------------------------------------------------------- */
 
+/* Gives what is left of the credit back, and takes a new one when the group is far from its limits:
+ * @start is when a request could have begun at the earliest, @cost_ns what one takes of the rate. */
+static void renew_credit_locked(struct lane *lane, uint64_t bytes, int64_t start, int64_t cost_ns,
+                                int64_t now)
+{
+    struct throttle_group *group = lane->q->s->group;
+    uint64_t epoch = throttle_group_epoch(group);
+    bool write = is_write_lane(lane);
+    int64_t n = cost_ns > 0 ? THROTTLE_TURN_NS / cost_ns : THROTTLE_CREDIT_MAX;
+
+    if (lane->credit && lane->credit_epoch == epoch) {
+        throttle_group_refund_locked(group, write, lane->credit_bytes, lane->credit);
+    }
+    lane->credit = 0;
+    if (start <= now - THROTTLE_FAR_NS && n > 0) {
+        lane->credit = n < THROTTLE_CREDIT_MAX ? (unsigned)n : THROTTLE_CREDIT_MAX;
+        lane->credit_bytes = bytes;
+        lane->credit_epoch = epoch;
+        throttle_group_charge_locked(group, write, bytes, lane->credit, now);
+    }
+}
+
+static inline bool use_credit(struct lane *lane, uint64_t bytes)
+{
+    if (lane->credit && bytes <= lane->credit_bytes &&
+        lane->credit_epoch == throttle_group_epoch(lane->q->s->group)) {
+        lane->credit--;
+        return true;
+    }
+    return false;
+}
+
 /* Whether a piece that comes now may begin at once; it is counted then. */
 static bool try_begin(struct lane *lane, uint64_t bytes)
 {
     struct throttle_group *group = lane->q->s->group;
     bool write = is_write_lane(lane), begins;
-    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    int64_t now, start, cost;
 
+    if (likely(use_credit(lane, bytes))) {
+        return true;
+    }
+    now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     throttle_group_lock(group);
-    begins = ld_relaxed(&lane->q->s->draining) || throttle_group_start_locked(group, write) <= now;
+    start = throttle_group_start_locked(group, write);
+    begins = ld_relaxed(&lane->q->s->draining) || start <= now;
     if (begins) {
-        throttle_group_charge_locked(group, write, bytes, now);
+        cost = throttle_group_charge_locked(group, write, bytes, 1, now);
+        renew_credit_locked(lane, bytes, start, cost, now);
     }
     throttle_group_unlock(group);
     return begins;

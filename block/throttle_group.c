@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rcu/atomic_int.h"
 #include "rcu/util_int.h"
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -34,7 +35,7 @@ struct throttle_group {
     pthread_mutex_t lock;
     ThrottleConfig config;
     struct bucket bucket[THROTTLE_BUCKETS];
-    uint64_t epoch;
+    uint64_t epoch; /* atomic; lock to write */
     struct throttle_listener *listeners;
 };
 
@@ -88,7 +89,7 @@ static int64_t burst_tolerance(const ThrottleBucket *b)
 static void apply_config_locked(struct throttle_group *group, const ThrottleConfig *config)
 {
     group->config = *config;
-    group->epoch++;
+    st_release(&group->epoch, group->epoch + 1);
     for (int i = 0; i < THROTTLE_BUCKETS; i++) {
         const ThrottleBucket *b = &config->bucket[i];
 
@@ -328,13 +329,13 @@ static uint64_t units_of(const struct throttle_group *group, unsigned type, uint
 }
 
 int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, uint64_t bytes,
-                                     int64_t at)
+                                     unsigned n, int64_t at)
 {
     int64_t longest = 0;
 
     for (int i = 0; i < 4; i++) {
         struct bucket *b = &group->bucket[buckets_of[write][i]];
-        uint64_t units = units_of(group, buckets_of[write][i], bytes);
+        uint64_t units = n * units_of(group, buckets_of[write][i], bytes);
         int64_t avg = charge(&b->avg, units, at);
 
         longest = avg > longest ? avg : longest;
@@ -350,18 +351,19 @@ static void refund(struct pace *pace, uint64_t units)
     }
 }
 
-void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes)
+void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes,
+                                  unsigned n)
 {
     for (int i = 0; i < 4; i++) {
         struct bucket *b = &group->bucket[buckets_of[write][i]];
-        uint64_t units = units_of(group, buckets_of[write][i], bytes);
+        uint64_t units = n * units_of(group, buckets_of[write][i], bytes);
 
         refund(&b->avg, units);
         refund(&b->max, units);
     }
 }
 
-uint64_t throttle_group_epoch_locked(const struct throttle_group *group)
+uint64_t throttle_group_epoch(const struct throttle_group *group)
 {
-    return group->epoch;
+    return ld_acquire(&group->epoch);
 }

@@ -16,6 +16,11 @@
  * always have something waiting take turns, and none has to wake another one.  A reservation takes
  * as many requests as make up some TURN_NS of the rate, so that a thread that wakes late by less
  * loses no turn.
+ *
+ * Credit.  While a group is far from its limits, a member that asks for one request has more like
+ * it counted at once, up to a TURN_NS of the rate, and begins those without asking: neither the
+ * group's lock nor the clock is needed for them.  Near the limits nobody gets any, so that rates
+ * and turns are what they would be without; a change of the limits ends it.
  */
 #ifndef BLOCK_THROTTLE_INT_H
 #define BLOCK_THROTTLE_INT_H
@@ -26,8 +31,12 @@
 
 /* What a quiet time is credited with, where there is no burst. */
 #define THROTTLE_TOLERANCE_NS INT64_C(50000000)
-/* How much of the rate a reservation may take. */
+/* How much of the rate a reservation, or a credit, may take. */
 #define THROTTLE_TURN_NS INT64_C(1000000)
+/* How long before now a request must have been free to begin for a credit to be given. */
+#define THROTTLE_FAR_NS (THROTTLE_TOLERANCE_NS / 2)
+/* Requests that one credit is for at most. */
+#define THROTTLE_CREDIT_MAX 64
 
 struct throttle_group;
 
@@ -57,15 +66,17 @@ void throttle_group_unlock(struct throttle_group *group);
 /* When a read or a write of @bytes may begin at the earliest. */
 int64_t throttle_group_start_locked(struct throttle_group *group, bool write);
 
-/* Counts it as begun at @at, which is not before that.  Returns the time that it takes of the
- * slowest limit. */
+/* Counts @n of them as begun at @at, which is not before that.  Returns the time that they take of
+ * the slowest limit. */
 int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, uint64_t bytes,
-                                     int64_t at);
+                                     unsigned n, int64_t at);
 
-/* Takes it back: it was counted, and does not begin. */
-void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes);
+/* Takes that back: they were counted, and do not begin. */
+void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes,
+                                  unsigned n);
 
-/* Goes up when the limits change: what was counted before then has been forgotten. */
-uint64_t throttle_group_epoch_locked(const struct throttle_group *group);
+/* Goes up when the limits change: what was counted before then has been forgotten.  Without the
+ * lock it may change at any time. */
+uint64_t throttle_group_epoch(const struct throttle_group *group);
 
 #endif

@@ -48,7 +48,7 @@ protected:
             if (now >= end) {
                 break;
             }
-            throttle_group_charge_locked(group, write, bytes, now);
+            throttle_group_charge_locked(group, write, bytes, 1, now);
             n++;
         }
         throttle_group_unlock(group);
@@ -143,7 +143,7 @@ TEST_F(ThrottleRate, HugeRequestsAndRatesDoNotOverflow)
     Make();
     throttle_group_lock(group);
     for (int i = 0; i < 100; i++) {
-        throttle_group_charge_locked(group, true, UINT64_C(1) << 62, now);
+        throttle_group_charge_locked(group, true, UINT64_C(1) << 62, 1, now);
     }
     EXPECT_GT(throttle_group_start_locked(group, true), now);
     throttle_group_unlock(group);
@@ -155,7 +155,7 @@ TEST_F(ThrottleRate, AClockNeverGoesBack)
     config.bucket[THROTTLE_BPS_TOTAL].avg = 1;
     Make();
     throttle_group_lock(group);
-    EXPECT_GT(throttle_group_charge_locked(group, true, UINT64_C(15000000000), now), 0);
+    EXPECT_GT(throttle_group_charge_locked(group, true, UINT64_C(15000000000), 1, now), 0);
     EXPECT_GT(throttle_group_start_locked(group, true), now);
     throttle_group_unlock(group);
 }
@@ -167,11 +167,11 @@ TEST_F(ThrottleRate, WhatIsGivenBackIsThereAgain)
     config.op_size = 1000;
     Make();
     throttle_group_lock(group);
-    throttle_group_charge_locked(group, true, 4097, now);
+    throttle_group_charge_locked(group, true, 4097, 1, now);
     int64_t start = throttle_group_start_locked(group, true);
     for (int i = 0; i < 1000; i++) {
-        throttle_group_charge_locked(group, true, 12345, start);
-        throttle_group_refund_locked(group, true, 12345);
+        throttle_group_charge_locked(group, true, 12345, 1, start);
+        throttle_group_refund_locked(group, true, 12345, 1);
     }
     EXPECT_NEAR(static_cast<double>(throttle_group_start_locked(group, true) - start), 0, 51e6);
     throttle_group_unlock(group);
@@ -376,6 +376,33 @@ TEST_P(Throttle, LimitsMayChangeWhileRequestsWait)
         }
         return true;
     }));
+}
+
+TEST_P(Throttle, WhatWasCreditedUnderHigherLimitsIsForgottenWithThem)
+{
+    LocalContext ctx(GetParam());
+    Blk blk = Open("throttle:group=credit,iops=1000000000,null:");
+    Buffer buf(4096), large(8192);
+    ThrottleConfig config = {};
+    Result high[2], low[8];
+
+    Read(blk, &buf, &high[0]);
+    Read(blk, &large, &high[1]); /* more than the first one's credit is for */
+    ASSERT_TRUE(ctx.PollUntil([&] { return high[0].calls && high[1].calls; }));
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 1;
+    ASSERT_EQ(throttle_group_set_config("credit", &config), 0);
+    for (Result &one : low) {
+        Read(blk, &buf, &one);
+    }
+    ASSERT_TRUE(ctx.PollUntil([&] { return low[0].calls == 1; }));
+    while (aio_poll(ctx.get(), false)) {
+    }
+    for (int i = 1; i < 8; i++) {
+        EXPECT_EQ(low[i].calls, 0);
+    }
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 0;
+    ASSERT_EQ(throttle_group_set_config("credit", &config), 0);
+    EXPECT_TRUE(ctx.PollUntil([&] { return low[7].calls == 1; }));
 }
 
 TEST_P(Throttle, MembersOnSeveralThreadsAllGetThrough)
