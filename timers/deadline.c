@@ -10,27 +10,13 @@
 #include "timers/list_int.h"
 #include "timers/timers_ext_int.h"
 
-static int64_t head_of(QEMUTimerList *tl)
-{
-    int64_t soonest = NO_DEADLINE;
-
-    for (int i = 0; i < CLASS_MAX; i++) {
-        int64_t head = ld_seq(&tl->cls[i].head); /* pairs with the writer's store: list_int.h */
-
-        soonest = head < soonest ? head : soonest;
-    }
-    return soonest;
-}
-
-static int64_t list_deadline(QEMUTimerList *tl)
+/* Of a list whose soonest deadline was @head. */
+static int64_t list_deadline(QEMUTimerList *tl, int64_t head)
 {
     int64_t ns, now;
 
     if (tl->type == QEMU_CLOCK_REALTIME && !ld_seq(&tl->clock->source)) {
-        return clock_runs(tl->type) ? head_of(tl) : NO_DEADLINE;
-    }
-    if (head_of(tl) == NO_DEADLINE) {
-        return NO_DEADLINE;
+        return clock_runs(tl->type) ? head : NO_DEADLINE;
     }
     now = clock_monotonic_ns(); /* first: what lies between the two looks is not slept for */
     ns = timerlist_deadline_ns(tl);
@@ -48,8 +34,11 @@ int64_t timerlistgroup_deadline_monotonic_ns(QEMUTimerListGroup *tlg)
     int64_t soonest = NO_DEADLINE;
 
     for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
-        int64_t deadline = list_deadline(tlg->tl[type]);
+        int64_t deadline = timerlist_head_ns(tlg->tl[type]);
 
+        if (deadline != NO_DEADLINE) {
+            deadline = list_deadline(tlg->tl[type], deadline);
+        }
         soonest = deadline < soonest ? deadline : soonest;
     }
     return soonest;

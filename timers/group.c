@@ -48,7 +48,12 @@ bool timerlistgroup_run_timers(QEMUTimerListGroup *tlg)
     bool ran = false;
 
     for (int type = 0; type < QEMU_CLOCK_MAX; type++) {
-        ran |= timerlist_run_timers(tlg->tl[type]);
+        QEMUTimerList *tl = tlg->tl[type];
+
+        /* Most lists are empty: their pass would end there. */
+        if (timerlist_head_ns(tl) != NO_DEADLINE || unlikely(!list_lock_is_owner(&tl->lock))) {
+            ran |= timerlist_run_timers(tl);
+        }
     }
     return ran;
 }

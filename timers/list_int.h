@@ -109,6 +109,14 @@ static inline struct timer_class *class_of(QEMUTimerList *tl, const QEMUTimer *t
     return cls;
 }
 
+/* The soonest deadline on the list; NO_DEADLINE: none.  Pairs with the writer's store, see above. */
+static inline int64_t timerlist_head_ns(const QEMUTimerList *tl)
+{
+    int64_t a = ld_seq(&tl->cls[CLASS_NORMAL].head), b = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
+
+    return a < b ? a : b;
+}
+
 /* The rest is for a caller that holds the list's lock. */
 
 /* Takes an armed timer out of where it waits, for a caller who arms it again: expire_time stays, so

@@ -285,13 +285,6 @@ void timerlist_notify(QEMUTimerList *tl)
 
 /* ---- Lockless reads -------------------------------------------------------------------------- */
 
-static int64_t head_deadline(QEMUTimerList *tl)
-{
-    int64_t a = ld_seq(&tl->cls[CLASS_NORMAL].head), b = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
-
-    return a < b ? a : b;
-}
-
 /* When the soonest range begins. */
 static int64_t soft_moment(QEMUTimerList *tl)
 {
@@ -316,12 +309,12 @@ static inline int64_t its_now(const QEMUTimerList *tl)
 
 bool timerlist_has_timers(QEMUTimerList *tl)
 {
-    return head_deadline(tl) != NO_DEADLINE;
+    return timerlist_head_ns(tl) != NO_DEADLINE;
 }
 
 int64_t timerlist_deadline_ns(QEMUTimerList *tl)
 {
-    int64_t head = head_deadline(tl), now;
+    int64_t head = timerlist_head_ns(tl), now;
 
     if (head == NO_DEADLINE || !its_clock_runs(tl)) {
         return -1;
@@ -550,7 +543,7 @@ static bool run_pass(QEMUTimerList *tl, struct clock *clock, int64_t now)
 bool timerlist_run_timers(QEMUTimerList *tl)
 {
     struct clock *clock = tl->clock;
-    int64_t head = head_deadline(tl), now;
+    int64_t head = timerlist_head_ns(tl), now;
     bool ran = false;
 
     list_lock_claim(&tl->lock);
