@@ -204,7 +204,15 @@ void blk_unpin(BlockBackend *blk);
 void blk_close_check(BlockBackend *blk);
 
 /* queue.c; home */
-BlkQueue *blk_queue_get(BlockBackend *blk, AioContext *ctx);
+BlkQueue *blk_queue_find(BlockBackend *blk, AioContext *ctx);
+
+/* The queue of @ctx, whose home the caller is.  Returns NULL when out of memory. */
+static inline BlkQueue *blk_queue_get(BlockBackend *blk, AioContext *ctx)
+{
+    BlkQueue *q = ld_acquire(&blk->queues);
+
+    return likely(q && ld_relaxed(&q->ctx) == ctx) ? q : blk_queue_find(blk, ctx);
+}
 
 /* request.c; home */
 void blk_req_finish(BlockAIOCB *req, int ret);

@@ -358,14 +358,15 @@ static bool take_result(BlockAIOCB *req)
         req->retries = 0;
         ret = take_success(req, req->piece_ret);
     }
-    if (ret == 0 && req->cancel_ret && (req->done < req->bytes || req->need_flush)) {
+    bool more = ret == 0 && (req->done < req->bytes || req->need_flush);
+    if (more && req->cancel_ret) {
         ret = req->cancel_ret; /* what is left is not issued */
+        more = false;
     }
-    if (ret < 0) {
+    if (!more) {
         blk_req_finish(req, ret);
-        return false;
     }
-    return true;
+    return more;
 }
 
 /* Goes on with a request in state RUNNING until the driver has a piece or it has finished. */

@@ -165,8 +165,8 @@ static BlkQueue *make_queue(BlockBackend *blk, AioContext *ctx)
     return q;
 }
 
-/* The queue of @ctx, whose home the caller is.  Returns NULL when out of memory. */
-BlkQueue *blk_queue_get(BlockBackend *blk, AioContext *ctx)
+/* blk_queue_get(), wherever it is in the list, or not there yet. */
+BlkQueue *blk_queue_find(BlockBackend *blk, AioContext *ctx)
 {
     for (BlkQueue *q = ld_acquire(&blk->queues); q; q = q->next) {
         if (likely(ld_relaxed(&q->ctx) == ctx)) {

@@ -7,7 +7,7 @@
 #include <errno.h>
 
 /* The flags that each operation takes. */
-static uint32_t flags_of(BlkOp op)
+static inline uint32_t flags_of(BlkOp op)
 {
     switch (op) {
     case BLK_OP_WRITE:
@@ -64,7 +64,7 @@ static bool is_write(BlkOp op)
 }
 
 /* Returns 0, or what the request ends in without being issued. */
-static int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
+static ALWAYS_INLINE int check(BlockBackend *blk, BlockAIOCB *req, int64_t bytes)
 {
     if ((req->flags & ~flags_of(req->op)) || req->offset < 0 || bytes < 0 || bytes > blk->length ||
         req->offset > blk->length - bytes) {
@@ -106,7 +106,8 @@ static int set_deadline(BlockBackend *blk, BlockAIOCB *req, const BlkReqOpts *op
 }
 
 /* @data: a QEMUIOVector or a BlkExtent. */
-static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void *data, uint32_t flags)
+static ALWAYS_INLINE void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void *data,
+                                uint32_t flags)
 {
     req->op = (uint8_t)op;
     req->offset = offset;
@@ -125,9 +126,10 @@ static void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void *data, uint32_
     req->need_flush = op == BLK_OP_FLUSH;
 }
 
-static BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t bytes, void *data,
-                          uint32_t flags, BlockCompletionFunc *cb, void *opaque,
-                          const BlkReqOpts *opts)
+/* Inline, as every caller names an operation, of which all that is not its own is left out. */
+static ALWAYS_INLINE BlockAIOCB *submit(BlockBackend *blk, BlkOp op, int64_t offset, int64_t bytes,
+                                        void *data, uint32_t flags, BlockCompletionFunc *cb,
+                                        void *opaque, const BlkReqOpts *opts)
 {
     AioContext *ctx = qemu_get_current_aio_context();
     BlockAIOCB *req;
