@@ -173,20 +173,20 @@ static bool ratio_of(const struct bench_row *a, const struct bench_row *b, enum 
     if (!sa->nr || !sb->nr) {
         return false;
     }
-    if (sa->nr != sb->nr) {
+    double *v = copy_samples(sa);
+    bool all = sa->nr == sb->nr;
+    for (size_t i = 0; i < sa->nr && all; i++) {
+        all = sb->v[i] > 0;
+        v[i] /= all ? sb->v[i] : 1;
+    }
+    *ret_ratio = all ? median(v, sa->nr) : 0;
+    free(v);
+    if (!all) { /* they did not run side by side, or one of @b's is no cost, but noise */
         double of = value_of(b, metric);
         *ret_ratio = of > 0 ? value_of(a, metric) / of : 0;
         return of > 0;
     }
-    double *v = copy_samples(sa);
-    bool any = true;
-    for (size_t i = 0; i < sa->nr; i++) {
-        any &= sb->v[i] > 0;
-        v[i] /= any ? sb->v[i] : 1;
-    }
-    *ret_ratio = median(v, sa->nr);
-    free(v);
-    return any;
+    return true;
 }
 
 static bool is_ours(const struct bench *b, const char *impl)
