@@ -197,7 +197,8 @@ static void queue_bh(void *opaque)
 /* ---- Pieces ---------------------------------------------------------------------------------- */
 
 /* Gives what is left of the credit back, and takes a new one when the group is far from its limits:
- * @start is when a request could have begun at the earliest, @cost_ns what one takes of the rate. */
+ * @start is when a request could have begun at the earliest, @cost_ns what one takes of the
+ * rate. */
 static void renew_credit_locked(struct lane *lane, uint64_t bytes, int64_t start, int64_t cost_ns,
                                 int64_t now)
 {

@@ -109,7 +109,7 @@ static inline struct timer_class *class_of(QEMUTimerList *tl, const QEMUTimer *t
     return cls;
 }
 
-/* The soonest deadline on the list; NO_DEADLINE: none.  Pairs with the writer's store, see above. */
+/* The soonest deadline on the list; NO_DEADLINE: none.  Pairs with the writer's store. */
 static inline int64_t timerlist_head_ns(const QEMUTimerList *tl)
 {
     int64_t a = ld_seq(&tl->cls[CLASS_NORMAL].head), b = ld_seq(&tl->cls[CLASS_EXTERNAL].head);
