@@ -2,7 +2,8 @@
 /*
  * Backends: opening, references, closing.
  *
- * Closing.  The last reference waits until the queues are idle, or, below a callback, sets
+ * Closing.  The last reference waits until the queues are idle (on_error.c sees to it that they
+ * come to be, unless the kernel has what they wait for), or, below a callback, sets
  * `closing` and leaves it to whoever ends the last request (blk_close_check(), reached through
  * `watch` as in drain.c).  Then the driver is closed, and each queue is taken down by its own home
  * thread, later: that may still be on its way out of the bottom half that ended the request.  The
@@ -81,8 +82,10 @@ static int open_spec(const char *spec, BlockBackend **ret_blk, char **ret_why)
         return ret;
     }
     blk = alloc_backend(opts);
-    ret =
-        blk ? blk_node_open(opts, &blk->root, ret_why) : blk_fail(ret_why, ENOMEM, "out of memory");
+    ret = blk ? blk_on_error_parse(blk, opts, ret_why) : blk_fail(ret_why, ENOMEM, "out of memory");
+    if (ret == 0) {
+        ret = blk_node_open(opts, &blk->root, ret_why);
+    }
     blk_options_free(opts);
     if (ret < 0) {
         if (blk) {
@@ -151,13 +154,14 @@ void blk_unref(BlockBackend *blk)
     if (!blk || sub_fetch_acq_rel(&blk->refcnt, 1) > 0) {
         return;
     }
-    if (ld_seq(&blk->held)) {
+    if (ld_seq(&blk->held) & ~BLK_HELD_STOP) {
         die_misuse("blk_unref", "the last reference goes inside a drained section");
     }
     /* Nobody can be in a synchronous call any more.  Below a callback it ends by itself. */
     if (blk->sync_thread) {
         iothread_destroy(blk->sync_thread);
     }
+    blk_errors_final(blk);
     if (this_thread.callbacks == 0) {
         rcu_check_may_wait("blk_unref");
         blk_wait_idle(blk);

@@ -44,9 +44,10 @@ typedef struct BlkRange {
 
 typedef enum {
     BLK_REQ_FREE,
-    BLK_REQ_HELD,     /* in the queue's held list: a drained section */
+    BLK_REQ_HELD,     /* in the queue's held list: a drained section, or a stop */
     BLK_REQ_WAITING,  /* for its range */
     BLK_REQ_RUNNING,  /* a piece is with the driver, or about to be */
+    BLK_REQ_RETRYING, /* in the queue's retry list: a piece failed and is made again later */
     BLK_REQ_FINISHED, /* the result is known; in the queue's finished list */
     BLK_REQ_CALLING,  /* inside its callback */
     BLK_REQ_DETACHED, /* called back; the driver still has the piece, in buffers of ours */
@@ -96,13 +97,16 @@ struct BlockAIOCB {
     bool is_split : 1;
     bool detaching : 1;  /* in the detaching list */
     bool has_bounce : 1; /* bounce is not NULL */
+    bool stopped : 1;    /* held because it failed: in front of what came later, by seq */
 
     /* What only some do. */
-    BlockAIOCB *fin_next;    /* finished list */
+    BlockAIOCB *fin_next;    /* finished list or retry list */
     BlockAIOCB *detach_next; /* detaching list */
     BlkExtent *extent;       /* BLK_OP_STATUS */
     void *bounce;
     size_t bounce_size;
+    int64_t retry_at;
+    uint64_t tries; /* of this piece, after errors; where on_error.any */
     struct iovec local_iov;
     uint8_t detach_passes;
     QEMUTimer timer;
@@ -124,8 +128,13 @@ struct BlkQueue {
     QEMUBH *finished_bh, *resume_bh, *detach_bh, *close_bh; /* fixed while ctx is set */
     void *node_queues[BLK_NODES_MAX];                       /* home */
     bool usable;                                            /* home: the driver can run on ctx */
-    bool closing;   /* home: ctx is closing and cancels; nothing new is taken on */
-    bool abandoned; /* atomic: ctx closed with pieces in the kernel; nobody waits for them */
+    QEMUTimer timer; /* home: the next retry; or, of a backend that is being closed,
+                                      * when what is left is cancelled */
+    BlockAIOCB *retry_head, **retry_tail; /* home: by retry_at */
+    bool tell_stop;   /* home: this queue stopped the backend, and the user has not been told */
+    bool close_armed; /* home: timer is that of closing */
+    bool closing;     /* home: ctx is closing and cancels; nothing new is taken on */
+    bool abandoned;   /* atomic: ctx closed with pieces in the kernel; nobody waits for them */
     BlockAIOCB *ready, **ready_tail; /* lock: requests whose range was granted */
     uint64_t quiet_period;           /* lock: fast_writes was seen 0 in this period */
 
@@ -144,6 +153,27 @@ struct BlkQueue {
     bool cancelling;                       /* home: inside the driver's cancel */
     BlkStats stats;                        /* home w */
 } __attribute__((aligned(64)));
+
+/* ---- Errors (on_error.c) --------------------------------------------------------------------- */
+
+typedef enum { BLK_ERR_REPORT, BLK_ERR_STOP, BLK_ERR_RETRY, BLK_ERR_ENOSPC } BlkErrorPolicy;
+
+typedef struct BlkOnError {
+    /* Fixed from blk_open() on. */
+    uint8_t policy[2]; /* BlkErrorPolicy, of reads and of what writes */
+    bool any;          /* one of them does not report */
+    int64_t delay_ns, close_ns;
+    uint64_t retry_limit; /* 0: none */
+
+    bool final;           /* atomic, lock to write: the backend is being closed */
+    int stopped_by;       /* atomic, lock to write: -errno; 0: it runs */
+    uint64_t resumes;     /* atomic, lock to write: how often it went on after a stop */
+    BlkStopFunc *stop_cb; /* lock */
+    void *stop_opaque;    /* lock */
+} BlkOnError;
+
+/* In BlockBackend.held: a stop, besides the number of drained sections. */
+#define BLK_HELD_STOP 0x80000000u
 
 /* ---- Backends (backend.c) -------------------------------------------------------------------- */
 
@@ -166,7 +196,7 @@ struct BlockBackend {
 
     /* Read on every request, written seldom. */
     BlkQueue *queues;     /* atomic; lock to write */
-    unsigned held;        /* atomic: drained sections; pairs with next_seq and n_held */
+    unsigned held;        /* atomic: drained sections, BLK_HELD_STOP; pairs with next_seq, n_held */
     unsigned serialisers; /* atomic, lock to write: serialising ranges; pairs with fast_writes */
     unsigned watch;       /* atomic: someone looks for endings; pairs with oldest_seq and others */
 
@@ -179,6 +209,7 @@ struct BlockBackend {
     uint64_t period;                /* lock: counts the times serialisers left 0 */
     bool fast_quiet; /* lock: no fast write is in flight, for as long as serialisers > 0 */
     bool closing, close_begun; /* lock */
+    BlkOnError on_error;
 
     pthread_mutex_t drain_lock;
     unsigned drainers; /* drain_lock: who waits; the drivers have been told of the first */
@@ -223,6 +254,7 @@ void blk_req_settle(BlockAIOCB *req);
 BlockAIOCB *blk_req_alloc(BlkQueue *q);
 void blk_req_free_all(BlkQueue *q);
 void blk_req_issue(BlockAIOCB *req);
+void blk_req_withhold(BlockAIOCB *req);
 void blk_flight_add(BlockAIOCB *req);
 void blk_req_cancel_all(BlkQueue *q);
 void blk_finished_bh(void *opaque);
@@ -232,6 +264,19 @@ void blk_deadline_cb(void *opaque);
 
 /* piece.c; home */
 void blk_req_step(BlockAIOCB *req);
+
+/* on_error.c */
+int blk_on_error_parse(BlockBackend *blk, const BlkOptions *opts, char **ret_why);
+/* Whether a request whose piece failed with @ret is kept, rather than to end so; home. */
+bool blk_error_keeps(BlockAIOCB *req, int ret);
+void blk_retry_remove(BlockAIOCB *req); /* home */
+void blk_stop_tell(BlkQueue *q);        /* home */
+void blk_queue_timer_cb(void *opaque);  /* home */
+/* From now on errors are reported, and what goes on for too long is cancelled. */
+void blk_errors_final(BlockBackend *blk);
+void blk_closing_bh(BlkQueue *q); /* home: the queue's part of that */
+/* Has every home issue what was held back. */
+void blk_issue_held(BlockBackend *blk);
 
 /* iov.c */
 void blk_iov_advance(BlockAIOCB *req, uint64_t bytes);

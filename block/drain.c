@@ -287,11 +287,21 @@ void blk_wait_idle(BlockBackend *blk)
     count_drainer(blk, -1);
 }
 
-static int drain(BlockBackend *blk, int64_t until_ns)
+/* Whether requests are held by a stop, so that they may have been submitted before anything. */
+static bool holds_by_stop(BlockBackend *blk)
+{
+    bool holds = false;
+
+    for (BlkQueue *q = ld_acquire(&blk->queues); q && blk_get_stop(blk) && !holds; q = q->next) {
+        holds = ld_seq(&q->n_held) != 0 && !ld_seq(&q->abandoned);
+    }
+    return holds;
+}
+
+static int wait_for_all(BlockBackend *blk, int64_t until_ns)
 {
     int ret = 0;
 
-    count_drainer(blk, 1);
     /* What submits to a queue that is made from now on comes after the call. */
     for (BlkQueue *q = ld_seq(&blk->queues); q; q = q->next) {
         Wait w = { .q = q, .own = own_context(q) != NULL, .until_ns = until_ns };
@@ -302,6 +312,30 @@ static int drain(BlockBackend *blk, int64_t until_ns)
             ret = ret ? ret : -ETIMEDOUT;
         }
     }
+    return ret;
+}
+
+/* What a stop held when the wait began, or takes out of the flight meanwhile, has to be waited for
+ * as well if the backend goes on before the wait is over: so it is begun anew. */
+static int drain(BlockBackend *blk, int64_t until_ns)
+{
+    uint64_t resumes;
+    int ret;
+
+    count_drainer(blk, 1);
+    do {
+        resumes = ld_seq(&blk->on_error.resumes);
+        ret = wait_for_all(blk, until_ns);
+        if (ret == 0 && holds_by_stop(blk)) {
+            ret = -EBUSY;
+        }
+        if (ret == 0 && ld_seq(&blk->on_error.resumes) == resumes) {
+            break;
+        }
+        if (ret == 0 && is_over(&(Wait){ .until_ns = until_ns })) {
+            ret = -ETIMEDOUT;
+        }
+    } while (ret == 0);
     count_drainer(blk, -1);
     return ret;
 }
@@ -334,18 +368,11 @@ int blk_drained_begin(BlockBackend *blk)
 
 void blk_drained_end(BlockBackend *blk)
 {
-    if (ld_seq(&blk->held) == 0) {
+    if ((ld_seq(&blk->held) & ~BLK_HELD_STOP) == 0) {
         die_misuse("blk_drained_end", "there is no drained section to end");
     }
     count_drainer(blk, -1); /* before what was held back comes to the drivers */
-    if (fetch_sub_seq(&blk->held, 1) > 1) {
-        return;
+    if (fetch_sub_seq(&blk->held, 1) == 1) {
+        blk_issue_held(blk);
     }
-    pthread_mutex_lock(&blk->lock);
-    for (BlkQueue *q = blk->queues; q; q = q->next) {
-        if (q->ctx && ld_seq(&q->n_held)) {
-            qemu_bh_schedule(q->resume_bh);
-        }
-    }
-    pthread_mutex_unlock(&blk->lock);
 }

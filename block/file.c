@@ -31,11 +31,10 @@ typedef struct FilePiece {
 } FilePiece;
 
 static const BlkOptDesc file_options[] = {
-    { "direct", BLK_OPT_SWITCH },
-    { "create", BLK_OPT_SWITCH },
-    { "size", BLK_OPT_SIZE },
-    { "registered", BLK_OPT_SWITCH },
-    { NULL },
+    { "direct", BLK_OPT_SWITCH }, { "create", BLK_OPT_SWITCH },
+    { "size", BLK_OPT_SIZE },     { "registered", BLK_OPT_SWITCH },
+    { "poll", BLK_OPT_SWITCH },   { "locking", BLK_OPT_STRING, .help = "auto, on or off" },
+    { "share", BLK_OPT_SWITCH },  { NULL },
 };
 
 /* A piece this long keeps the loop busy for no more than some 400 us when it is copied from the
@@ -195,7 +194,8 @@ static bool needs_pool(const FilePiece *fp, const BlkPiece *piece)
     const FileState *s = piece->state;
 
     return !fp->has_ring || piece->op == BLK_OP_STATUS ||
-           (piece->op == BLK_OP_DISCARD && s->is_device);
+           (piece->op == BLK_OP_DISCARD && s->is_device) ||
+           (unlikely(s->poll) && (piece->op == BLK_OP_READ || piece->op == BLK_OP_WRITE));
 }
 
 /* Called with the piece's context as the current one; cancel need not be. */

@@ -17,6 +17,8 @@ typedef struct FileState {
     int64_t tail; /* where that begins */
     int64_t length;
     bool direct;
+    bool poll;                           /* transfers are polled for (file_pool.c) */
+    bool locked;                         /* there is a lock to take back */
     bool is_device;                      /* a block device */
     bool no_nowait;                      /* atomic: reads cannot be limited to the page cache */
     uint32_t offset_align, memory_align; /* of direct I/O; else 1 */
@@ -46,6 +48,15 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why);
 void blk_file_close(void *state);
 /* Gives a reference back; the last one closes the fds.  Thread: any. */
 void blk_file_put(FileState *s);
+
+/* file_poll.c.  Whether transfers of the open file at @path can be polled for: 0, or -errno with a
+ * message that says why not. */
+int blk_file_check_poll(const FileState *s, const char *path, char **ret_why);
+
+/* file_lock.c.  Locks the file as its options ask for.  Returns 0, or -errno with a message: -EBUSY
+ * when another has it. */
+int blk_file_lock(FileState *s, const BlkOptions *opts, char **ret_why);
+void blk_file_unlock(FileState *s);
 
 /* file_fixed.c */
 FileFixed *blk_file_fixed_new(void);

@@ -254,9 +254,19 @@ static int open_all(FileState *s, const BlkOptions *opts, bool *ret_created, cha
         return ret;
     }
     s->fd = ret;
-    ret = set_length(s, opts, ret_why);
+    ret = blk_file_lock(s, opts, ret_why);
+    if (ret == -EBUSY) {
+        *ret_created = false; /* whoever was quicker has it now */
+    }
+    if (ret == 0) {
+        ret = set_length(s, opts, ret_why);
+    }
     if (ret == 0) {
         ret = find_alignment(s, blk_opts_path(opts), ret_why);
+    }
+    if (ret == 0 && blk_opt_get(opts, "poll", 0)) {
+        ret = blk_file_check_poll(s, blk_opts_path(opts), ret_why);
+        s->poll = ret == 0;
     }
     return ret < 0 ? ret : open_tail(s, blk_opts_path(opts), flags, ret_why);
 }
@@ -298,6 +308,7 @@ int blk_file_open(const BlkOptions *opts, void **ret_state, char **ret_why)
 
 void blk_file_close(void *state)
 {
+    blk_file_unlock(state); /* now, though calls that were given up keep the fds open */
     blk_file_put(state);
 }
 

@@ -28,6 +28,9 @@
 #ifndef RWF_DSYNC
 #define RWF_DSYNC 0x2
 #endif
+#ifndef RWF_HIPRI
+#define RWF_HIPRI 0x1
+#endif
 #ifndef RWF_NOWAIT
 #define RWF_NOWAIT 0x8
 #endif
@@ -36,8 +39,16 @@
 
 static ssize_t transfer(const BlkPiece *piece)
 {
+    const FileState *s = piece->state;
     int fd = blk_file_fd(piece);
 
+    if (unlikely(s->poll) && fd == s->fd) {
+        int flags = RWF_HIPRI | (piece->flags & BDRV_REQ_FUA ? RWF_DSYNC : 0);
+
+        return piece->op == BLK_OP_READ
+                   ? preadv2(fd, piece->iov, piece->niov, piece->offset, flags)
+                   : pwritev2(fd, piece->iov, piece->niov, piece->offset, flags);
+    }
     if (piece->op == BLK_OP_READ) {
         return preadv(fd, piece->iov, piece->niov, piece->offset);
     }

@@ -20,6 +20,41 @@ static bool is_power_of_2(uint32_t n)
     return n > 0 && (n & (n - 1)) == 0;
 }
 
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* A filter hands its pieces on as they are: so they keep the limits below too, whatever it says. */
+static void keep_limits_below(BlkLimits *l, const BlkLimits *below)
+{
+    l->request_alignment = max_u32(l->request_alignment, below->request_alignment);
+    l->memory_alignment = max_u32(l->memory_alignment, below->memory_alignment);
+    l->max_transfer = min_u32(l->max_transfer, below->max_transfer) & ~(l->request_alignment - 1);
+    l->max_iov = min_u32(l->max_iov, below->max_iov);
+}
+
+/* Its last piece has to end where one may below. */
+static int check_length(const BlkNode *node, char **ret_why)
+{
+    const BlkNode *child = node->child;
+
+    if (node->length == child->length ||
+        (node->length < child->length && node->length % child->limits.request_alignment == 0)) {
+        return 0;
+    }
+    return blk_fail(ret_why, EINVAL,
+                    "driver '%s' says length %lld over a '%s' of %lld bytes; expected is that one, "
+                    "or a smaller multiple of %u",
+                    node->drv->name, (long long)node->length, child->drv->name,
+                    (long long)child->length, child->limits.request_alignment);
+}
+
 /* What the driver says of itself, once it is open. */
 static int take_limits(BlkNode *node, char **ret_why)
 {
@@ -48,7 +83,18 @@ static int take_limits(BlkNode *node, char **ret_why)
                         drv->name, (long long)node->length, l->request_alignment,
                         l->memory_alignment, l->max_transfer, l->max_iov, BLK_ALIGN_MAX);
     }
-    return 0;
+    if (!node->child) {
+        return 0;
+    }
+    keep_limits_below(l, &node->child->limits);
+    if (l->max_transfer == 0) {
+        return blk_fail(ret_why, EINVAL,
+                        "driver '%s' says request_alignment %u, but transfers of '%s' below have "
+                        "%u bytes at most",
+                        drv->name, l->request_alignment, node->child->drv->name,
+                        node->child->limits.max_transfer);
+    }
+    return check_length(node, ret_why);
 }
 
 void blk_node_close(BlkNode *node)

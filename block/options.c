@@ -23,10 +23,11 @@
 
 /* Options that every driver takes, since the core serves them. */
 static const BlkOptDesc common_options[] = {
-    { "read-only", BLK_OPT_SWITCH },
-    { "detach", BLK_OPT_SWITCH },
-    { "deadline-ns", BLK_OPT_NUMBER },
-    { NULL },
+    { "read-only", BLK_OPT_SWITCH },        { "detach", BLK_OPT_SWITCH },
+    { "deadline-ns", BLK_OPT_NUMBER },      { "on-error", BLK_OPT_STRING },
+    { "on-read-error", BLK_OPT_STRING },    { "on-write-error", BLK_OPT_STRING },
+    { "retry-delay-ms", BLK_OPT_NUMBER },   { "retry-limit", BLK_OPT_NUMBER },
+    { "close-timeout-ms", BLK_OPT_NUMBER }, { NULL },
 };
 
 int blk_fail(char **ret_why, int err, const char *fmt, ...)

@@ -9,7 +9,7 @@
 enum { BLK_NODES_MAX = 8 };
 
 /* How many options one driver can be given: those of its table, and the core's. */
-enum { BLK_OPTS_MAX = 32, BLK_OPTS_OWN_MAX = BLK_OPTS_MAX - 3 };
+enum { BLK_OPTS_OWN_MAX = 29, BLK_OPTS_MAX = BLK_OPTS_OWN_MAX + 9 };
 
 /* A parsed spec of one driver.  Values are checked against the driver's table already. */
 struct BlkOptions {

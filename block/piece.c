@@ -347,7 +347,8 @@ static int take_error(BlockAIOCB *req, int n)
     return n;
 }
 
-/* Accounts the piece's result.  Returns whether the request goes on; else it has finished. */
+/* Accounts the piece's result.  Returns whether the request goes on; else it has finished, or is
+ * kept for later. */
 static bool take_result(BlockAIOCB *req)
 {
     int ret;
@@ -356,6 +357,9 @@ static bool take_result(BlockAIOCB *req)
         ret = take_error(req, (int)req->piece_ret);
     } else {
         req->retries = 0;
+        if (unlikely(req->q->blk->on_error.any)) {
+            req->tries = 0;
+        }
         ret = take_success(req, req->piece_ret);
     }
     bool more = ret == 0 && (req->done < req->bytes || req->need_flush);
@@ -363,7 +367,12 @@ static bool take_result(BlockAIOCB *req)
         ret = req->cancel_ret; /* what is left is not issued */
         more = false;
     }
-    if (!more) {
+    if (unlikely(ret < 0)) {
+        req->retries = 0;
+        if (!req->q->blk->on_error.any || !blk_error_keeps(req, ret)) {
+            blk_req_finish(req, ret);
+        }
+    } else if (!more) {
         blk_req_finish(req, ret);
     }
     return more;

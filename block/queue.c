@@ -26,6 +26,7 @@ static void take_down(BlkQueue *q)
     pthread_mutex_lock(&blk->lock);
     st_relaxed(&q->ctx, NULL); /* from here on nobody schedules its bottom halves */
     pthread_mutex_unlock(&blk->lock);
+    timer_deinit(&q->timer);
     if (q->flight_head || q->n_detached) {
         /* The loop has given up on the kernel, which may still write to the buffers: keep all.  But
          * writes of other contexts must not wait for what nobody will ever hear of, nor the driver
@@ -36,7 +37,7 @@ static void take_down(BlkQueue *q)
         blk_ended(blk);
         return;
     }
-    must(!q->held_head && !q->fin_head && !q->detach_head && !q->ready);
+    must(!q->held_head && !q->fin_head && !q->detach_head && !q->ready && !q->retry_head);
 
     blk_req_free_all(q);
     blk_node_destroy_queues(blk->root, q->node_queues);
@@ -64,6 +65,9 @@ static void closing_context(AioCloseHook *hook, AioContext *ctx)
 
     blk_req_cancel_all(q);
     this_thread.callbacks++;
+    if (q->tell_stop) {
+        blk_stop_tell(q);
+    }
     while (q->fin_head) { /* they come to an end: the queue takes no more on */
         blk_finished_bh(q);
     }
@@ -108,7 +112,8 @@ static int set_up(BlkQueue *q, AioContext *ctx)
     q->usable = blk_node_check_context(blk->root, ctx, NULL) == 0;
     q->fin_tail = &q->fin_head;
     q->ready_tail = &q->ready;
-    q->fin_scheduled = q->closing = false;
+    q->retry_tail = &q->retry_head;
+    q->fin_scheduled = q->closing = q->tell_stop = q->close_armed = false;
     ret = make_bhs(q, ctx);
     if (ret < 0) {
         return ret;
@@ -122,6 +127,7 @@ static int set_up(BlkQueue *q, AioContext *ctx)
         q->close_bh = NULL;
         return ret;
     }
+    aio_timer_init(ctx, &q->timer, QEMU_CLOCK_REALTIME, SCALE_NS, blk_queue_timer_cb, q);
     q->hook.func = closing_context;
     q->hook.cancel = cancel_on_context;
     aio_context_add_close_hook(ctx, &q->hook);

@@ -91,8 +91,7 @@ static const char *find_option_fault(const BlkOptDesc *options)
             return "an option's name is not of a-z, 0-9 and '-'";
         }
         if (blk_option_is_cores(name)) {
-            return "it has an option read-only, detach, deadline-ns, driver, path or child, which "
-                   "are the core's";
+            return "it has an option that is the core's, such as read-only, on-error or path";
         }
         if (options[n].type > BLK_OPT_STRING) {
             return "an option is of no known type";

@@ -129,6 +129,35 @@ static void hold(BlockAIOCB *req)
     }
 }
 
+/* Takes a request whose piece has failed out of the flight, to be issued again before all that came
+ * later once the backend is resumed.  What it had of its range is given back: who waits for it may
+ * be in flight, and a drain must end. */
+void blk_req_withhold(BlockAIOCB *req)
+{
+    BlkQueue *q = req->q;
+    BlockAIOCB *at = q->held_head;
+
+    if (req->range.kind != BLK_RANGE_NONE) {
+        blk_range_end(req);
+    }
+    req->rmw_loaded = false;
+    st_seq(&q->n_held, q->n_held + 1); /* first: who waits sees the request in one of the two */
+    flight_remove(q, req);
+    while (at && at->stopped && at->seq < req->seq) {
+        at = at->next;
+    }
+    req->state = BLK_REQ_HELD;
+    req->stopped = true;
+    req->next = at;
+    req->prev = at ? at->prev : q->held_tail;
+    *(req->prev ? &req->prev->next : &q->held_head) = req;
+    *(at ? &at->prev : &q->held_tail) = req;
+    if (ld_seq(&q->blk->held) == 0) { /* as in hold() */
+        qemu_bh_schedule(q->resume_bh);
+    }
+    blk_ended(q->blk);
+}
+
 /* ---- Issuing --------------------------------------------------------------------------------- */
 
 /* Starts a request that has its range. */
@@ -170,7 +199,7 @@ void blk_req_issue(BlockAIOCB *req)
     }
 }
 
-/* Takes up what waited: requests whose range was granted, and those of a drained section. */
+/* Takes up what waited: requests whose range was granted, and those that were held back. */
 void blk_resume_bh(void *opaque)
 {
     BlkQueue *q = opaque;
@@ -178,14 +207,21 @@ void blk_resume_bh(void *opaque)
     BlockAIOCB *req;
     bool any = false;
 
+    if (unlikely(q->tell_stop)) {
+        blk_stop_tell(q);
+    }
     while (blk->ordered && (req = blk_range_take_ready(q))) {
         must(req->state == BLK_REQ_WAITING);
         blk_req_start(req);
     }
     while ((req = q->held_head)) {
+        bool stopped = req->stopped;
+
         held_remove(q, req);
         req->state = BLK_REQ_FREE;
+        req->stopped = false;
         if (!try_issue(req)) {
+            req->stopped = stopped;
             held_insert(q, req, true);
             break;
         }
@@ -195,6 +231,9 @@ void blk_resume_bh(void *opaque)
     }
     if (any) {
         blk_ended(blk);
+    }
+    if (unlikely(ld_seq(&blk->on_error.final))) {
+        blk_closing_bh(q);
     }
 }
 
@@ -379,6 +418,11 @@ void blk_req_cancel(BlockAIOCB *req, int ret)
         st_seq(&q->n_held, q->n_held - 1);
         blk_req_finish(req, ret);
         blk_ended(q->blk);
+        break;
+    case BLK_REQ_RETRYING:
+        blk_retry_remove(req);
+        req->state = BLK_REQ_FREE;
+        blk_req_finish(req, ret);
         break;
     case BLK_REQ_WAITING:
         blk_range_end(req);

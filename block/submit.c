@@ -121,6 +121,10 @@ static ALWAYS_INLINE void reset(BlockAIOCB *req, BlkOp op, int64_t offset, void 
     req->deadline_ns = -1;
     req->cancel_ret = 0;
     req->retries = 0;
+    if (unlikely(req->q->blk->on_error.any)) {
+        req->tries = 0;
+    }
+    req->stopped = false;
     req->direct = false;
     req->armed = req->rmw_loaded = req->zero_fallback = req->is_split = false;
     req->need_flush = op == BLK_OP_FLUSH;

@@ -30,6 +30,7 @@ typedef struct ThrottleQueue ThrottleQueue;
 /* In the room of each piece. */
 typedef struct ThrottlePiece {
     struct ThrottlePiece *next, **pprev; /* in its lane; pprev NULL: in none */
+    uint64_t ops;                        /* that it was reserved for as */
     bool granted;
 } ThrottlePiece;
 
@@ -39,7 +40,10 @@ struct lane {
     ThrottlePiece *head, **tail;
     unsigned granted;
     int64_t at;
-    uint64_t epoch; /* of the group, when it was reserved */
+    uint64_t epoch; /* of the group, when it was reserved; written under its lock */
+    /* Of those granted.  Home writes, atomic; a change of the limits reads them under the group's
+     * lock.  Relaxed: a piece that is being handed on just then may be counted as not begun. */
+    uint64_t reserved_bytes, reserved_ops;
 
     /* So many requests of up to so many bytes may begin without asking. */
     unsigned credit;
@@ -83,12 +87,29 @@ static void append(struct lane *lane, ThrottlePiece *tp)
     lane->tail = &tp->next;
 }
 
+static void set_reserved(struct lane *lane, uint64_t bytes, uint64_t ops)
+{
+    st_relaxed(&lane->reserved_bytes, bytes);
+    st_relaxed(&lane->reserved_ops, ops);
+}
+
+/* The piece is no longer one of those that were reserved for. */
+static void ungrant(struct lane *lane, ThrottlePiece *tp)
+{
+    if (tp->granted) {
+        tp->granted = false;
+        lane->granted--;
+        set_reserved(lane, lane->reserved_bytes - blk_priv_piece(tp)->bytes,
+                     lane->reserved_ops - tp->ops);
+    }
+}
+
 static void take_out(struct lane *lane, ThrottlePiece *tp)
 {
     *tp->pprev = tp->next;
     *(tp->next ? &tp->next->pprev : &lane->tail) = tp->pprev;
     tp->pprev = NULL;
-    lane->granted -= tp->granted;
+    ungrant(lane, tp);
 }
 
 static bool is_draining(const struct lane *lane)
@@ -123,26 +144,31 @@ static void reserve(struct lane *lane, int64_t now)
     lane->at = start > now ? start : now;
     lane->epoch = throttle_group_epoch(group);
     for (ThrottlePiece *tp = lane->head; tp && taken < THROTTLE_TURN_NS; tp = tp->next) {
-        taken += throttle_group_charge_locked(group, write, blk_priv_piece(tp)->bytes, 1, lane->at);
+        uint64_t bytes = blk_priv_piece(tp)->bytes;
+
+        taken += throttle_group_charge_locked(group, write, bytes, 1, lane->at);
+        tp->ops = throttle_group_ops_locked(group, bytes);
         tp->granted = true;
         lane->granted++;
+        set_reserved(lane, lane->reserved_bytes + bytes, lane->reserved_ops + tp->ops);
     }
     throttle_group_unlock(group);
 }
 
 /* Takes back what was reserved for a piece of the lane that does not begin. */
-static void give_back(struct lane *lane, const ThrottlePiece *tp, uint64_t bytes)
+static void give_back(struct lane *lane, ThrottlePiece *tp, uint64_t bytes)
 {
     struct throttle_group *group = lane->q->s->group;
 
     throttle_group_lock(group);
     if (tp->granted && lane->epoch == throttle_group_epoch(group)) {
         throttle_group_refund_locked(group, is_write_lane(lane), bytes, 1);
+        ungrant(lane, tp);
     }
     throttle_group_unlock(group);
 }
 
-/* After a change of the limits, what was reserved for counts no more. */
+/* After a change of the limits, which has taken back what was reserved. */
 static void forget_old(struct lane *lane)
 {
     struct throttle_group *group = lane->q->s->group;
@@ -152,9 +178,8 @@ static void forget_old(struct lane *lane)
     old = lane->epoch != throttle_group_epoch(group);
     throttle_group_unlock(group);
     for (ThrottlePiece *tp = lane->head; tp && old; tp = tp->next) {
-        tp->granted = false;
+        ungrant(lane, tp);
     }
-    lane->granted = old ? 0 : lane->granted;
 }
 
 /* Hands on what may begin.  Callbacks below may submit, cancel, and run this again. */
@@ -295,6 +320,17 @@ static void limits_changed(struct throttle_listener *listener)
     qemu_bh_schedule(container_of(listener, ThrottleQueue, listener)->bh);
 }
 
+/* Under the group's lock. */
+static void tell_reserved(struct throttle_listener *listener, bool write, uint64_t epoch,
+                          uint64_t *ret_bytes, uint64_t *ret_ops)
+{
+    const struct lane *lane = &container_of(listener, ThrottleQueue, listener)->lane[write];
+    bool counts = lane->epoch == epoch;
+
+    *ret_bytes = counts ? ld_relaxed(&lane->reserved_bytes) : 0;
+    *ret_ops = counts ? ld_relaxed(&lane->reserved_ops) : 0;
+}
+
 static int throttle_queue_create(void *state, AioContext *ctx, void **ret_queue)
 {
     ThrottleState *s = state;
@@ -317,6 +353,7 @@ static int throttle_queue_create(void *state, AioContext *ctx, void **ret_queue)
     }
     add_fetch_relaxed(&s->refs, 1);
     q->listener.changed = limits_changed;
+    q->listener.reserved = tell_reserved;
     throttle_group_listen(s->group, &q->listener);
     pthread_mutex_lock(&s->lock);
     q->next = s->queues;

@@ -2,6 +2,7 @@
 /* Throttle groups; see throttle_int.h. */
 #include "block/throttle_int.h"
 
+#include <aioctx/timers.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,12 +70,28 @@ const char *throttle_find_fault(const ThrottleConfig *config)
     return NULL;
 }
 
-static void set_pace(struct pace *pace, uint64_t rate, int64_t tolerance)
+/*
+ * Gives a clock new limits.  Of the old tolerance the same share stays used, so that setting
+ * limits, be it the same ones, earns no burst.  What was let through beyond the tolerance (a long
+ * request) is waited for as before, or less under a higher rate.
+ */
+static void set_pace(struct pace *pace, uint64_t rate, int64_t tolerance, int64_t now)
 {
+    int64_t ahead = pace->rate && pace->tat > now ? pace->tat - now : 0;
+    int64_t used = ahead < pace->tolerance ? ahead : pace->tolerance;
+    long double debt = (long double)(ahead - used), tat;
+
+    if (rate > pace->rate) {
+        debt *= (long double)pace->rate / (long double)rate;
+    }
+    tat = (long double)now + debt;
+    if (used > 0) {
+        tat += (long double)used / (long double)pace->tolerance * (long double)tolerance;
+    }
     pace->rate = rate;
     pace->tolerance = tolerance;
     pace->rest = 0;
-    pace->tat = 0; /* what was let through under the old limits is forgotten */
+    pace->tat = tat < 9.2e18L ? (int64_t)tat : INT64_MAX;
 }
 
 /* How far the average's clock may run ahead in a burst. */
@@ -86,16 +103,17 @@ static int64_t burst_tolerance(const ThrottleBucket *b)
     return ns < 4e18L ? (int64_t)ns : INT64_C(4000000000000000000);
 }
 
-static void apply_config_locked(struct throttle_group *group, const ThrottleConfig *config)
+static void apply_config_locked(struct throttle_group *group, const ThrottleConfig *config,
+                                int64_t now)
 {
     group->config = *config;
     st_release(&group->epoch, group->epoch + 1);
     for (int i = 0; i < THROTTLE_BUCKETS; i++) {
         const ThrottleBucket *b = &config->bucket[i];
 
-        set_pace(&group->bucket[i].avg, b->avg,
-                 b->max ? burst_tolerance(b) : THROTTLE_TOLERANCE_NS);
-        set_pace(&group->bucket[i].max, b->max, THROTTLE_TOLERANCE_NS);
+        set_pace(&group->bucket[i].avg, b->avg, b->max ? burst_tolerance(b) : THROTTLE_TOLERANCE_NS,
+                 now);
+        set_pace(&group->bucket[i].max, b->max, THROTTLE_TOLERANCE_NS, now);
     }
 }
 
@@ -151,7 +169,7 @@ int throttle_group_get(const char *name, const ThrottleConfig *config,
         group = make(name);
         ret = group ? 0 : -ENOMEM;
         if (group) {
-            apply_config_locked(group, config ? config : &(ThrottleConfig){ 0 });
+            apply_config_locked(group, config ? config : &(ThrottleConfig){ 0 }, 0);
         }
         if (group && name) {
             group->next = groups;
@@ -187,6 +205,26 @@ void throttle_group_put(struct throttle_group *group)
     }
 }
 
+static void refund_units_locked(struct throttle_group *group, bool write, uint64_t bytes,
+                                uint64_t ops);
+
+void throttle_group_change_locked(struct throttle_group *group, const ThrottleConfig *config,
+                                  int64_t now)
+{
+    uint64_t bytes, ops;
+
+    for (struct throttle_listener *l = group->listeners; l; l = l->next) {
+        for (int write = 0; write < 2; write++) {
+            l->reserved(l, write, group->epoch, &bytes, &ops);
+            refund_units_locked(group, write, bytes, ops);
+        }
+    }
+    apply_config_locked(group, config, now);
+    for (struct throttle_listener *l = group->listeners; l; l = l->next) {
+        l->changed(l);
+    }
+}
+
 int throttle_group_set_config(const char *name, const ThrottleConfig *config)
 {
     const char *fault = throttle_find_fault(config);
@@ -200,10 +238,7 @@ int throttle_group_set_config(const char *name, const ThrottleConfig *config)
     group = find_locked(name);
     if (group) {
         pthread_mutex_lock(&group->lock);
-        apply_config_locked(group, config);
-        for (struct throttle_listener *l = group->listeners; l; l = l->next) {
-            l->changed(l);
-        }
+        throttle_group_change_locked(group, config, qemu_clock_get_ns(QEMU_CLOCK_REALTIME));
         pthread_mutex_unlock(&group->lock);
     }
     pthread_mutex_unlock(&groups_lock);
@@ -317,25 +352,23 @@ static int64_t charge(struct pace *pace, uint64_t units, int64_t at)
     return ns;
 }
 
-/* What a request of @bytes counts as in bucket @type. */
-static uint64_t units_of(const struct throttle_group *group, unsigned type, uint64_t bytes)
+uint64_t throttle_group_ops_locked(const struct throttle_group *group, uint64_t bytes)
 {
     uint64_t op_size = group->config.op_size;
 
-    if (type < THROTTLE_OPS_TOTAL) {
-        return bytes;
-    }
     return op_size && bytes > op_size ? (bytes + op_size - 1) / op_size : 1;
 }
 
 int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, uint64_t bytes,
                                      unsigned n, int64_t at)
 {
+    uint64_t ops = throttle_group_ops_locked(group, bytes);
     int64_t longest = 0;
 
     for (int i = 0; i < 4; i++) {
-        struct bucket *b = &group->bucket[buckets_of[write][i]];
-        uint64_t units = n * units_of(group, buckets_of[write][i], bytes);
+        unsigned type = buckets_of[write][i];
+        struct bucket *b = &group->bucket[type];
+        uint64_t units = type < THROTTLE_OPS_TOTAL ? bytes * n : ops * n;
         int64_t avg = charge(&b->avg, units, at);
 
         longest = avg > longest ? avg : longest;
@@ -351,16 +384,22 @@ static void refund(struct pace *pace, uint64_t units)
     }
 }
 
+static void refund_units_locked(struct throttle_group *group, bool write, uint64_t bytes,
+                                uint64_t ops)
+{
+    for (int i = 0; i < 4; i++) {
+        unsigned type = buckets_of[write][i];
+        uint64_t units = type < THROTTLE_OPS_TOTAL ? bytes : ops;
+
+        refund(&group->bucket[type].avg, units);
+        refund(&group->bucket[type].max, units);
+    }
+}
+
 void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes,
                                   unsigned n)
 {
-    for (int i = 0; i < 4; i++) {
-        struct bucket *b = &group->bucket[buckets_of[write][i]];
-        uint64_t units = n * units_of(group, buckets_of[write][i], bytes);
-
-        refund(&b->avg, units);
-        refund(&b->max, units);
-    }
+    refund_units_locked(group, write, bytes * n, throttle_group_ops_locked(group, bytes) * n);
 }
 
 uint64_t throttle_group_epoch(const struct throttle_group *group)

@@ -42,7 +42,11 @@ struct throttle_group;
 
 /* Someone to be told when the limits have changed.  Under the group's lock. */
 struct throttle_listener {
-    void (*changed)(struct throttle_listener *listener); /* must not call back into the group */
+    /* Neither may call back into the group. */
+    void (*changed)(struct throttle_listener *listener);
+    /* What was reserved under the limits of @epoch and has not begun. */
+    void (*reserved)(struct throttle_listener *listener, bool write, uint64_t epoch,
+                     uint64_t *ret_bytes, uint64_t *ret_ops);
     struct throttle_listener *next, **pprev;
 };
 
@@ -75,7 +79,14 @@ int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, u
 void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes,
                                   unsigned n);
 
-/* Goes up when the limits change: what was counted before then has been forgotten.  Without the
+/* How many operations a request of @bytes counts as. */
+uint64_t throttle_group_ops_locked(const struct throttle_group *group, uint64_t bytes);
+
+/* Changes the limits at @now: takes back what was reserved and has not begun, and tells all. */
+void throttle_group_change_locked(struct throttle_group *group, const ThrottleConfig *config,
+                                  int64_t now);
+
+/* Goes up when the limits change: what was reserved before then has been taken back.  Without the
  * lock it may change at any time. */
 uint64_t throttle_group_epoch(const struct throttle_group *group);
 

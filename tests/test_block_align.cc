@@ -348,6 +348,7 @@ TEST_P(BlkDirect, AnOddSizeOpensForReadingOnly)
     int err = 0;
 
     ASSERT_EQ(blk_pwrite(even.get(), 8192 - 500, 500, out.data(), BdrvRequestFlags()), 0);
+    even.reset();
     int fd = open(dir.Path("direct").c_str(), O_WRONLY);
     ASSERT_GE(fd, 0);
     ASSERT_EQ(pwrite(fd, out.data(), 100, 8192), 100);

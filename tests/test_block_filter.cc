@@ -74,6 +74,68 @@ TEST(BlkFilter, LimitsAreThoseBelow)
     EXPECT_EQ(l.max_iov, disk.limits.max_iov);
 }
 
+/* A filter that says of itself what it is told to. */
+static BlkLimits odd_limits;
+static int64_t odd_length;
+
+static BlockDriver *OddFilter()
+{
+    static BlockDriver drv = {};
+
+    drv.abi = BLOCK_DRIVER_ABI;
+    drv.name = "odd";
+    drv.is_filter = true;
+    drv.open = [](const BlkOptions *, void **, char **) { return 0; };
+    drv.close = [](void *) {};
+    drv.getlength = [](void *) { return odd_length; };
+    drv.get_limits = [](void *, BlkLimits *ret_limits) { *ret_limits = odd_limits; };
+    drv.submit = blk_piece_pass;
+    return &drv;
+}
+
+TEST(BlkFilter, LimitsBelowHoldWhateverAFilterSays)
+{
+    MemDisk disk("d", 10000, 512); /* checks that every piece keeps its limits */
+    static int registered = blk_driver_register(OddFilter());
+    BlkLimits l;
+    char out[3000], in[3000];
+
+    ASSERT_EQ(registered, 0);
+    odd_length = 10000;
+    odd_limits = {};
+    odd_limits.request_alignment = 1;
+    odd_limits.memory_alignment = 1;
+    odd_limits.max_transfer = 1 << 30;
+    odd_limits.max_iov = 1024;
+    {
+        Blk blk = Open("odd:mem:d");
+        blk_get_limits(blk.get(), &l);
+        EXPECT_EQ(l.request_alignment, 512u);
+        EXPECT_EQ(l.memory_alignment, 512u);
+        EXPECT_EQ(l.max_transfer, disk.limits.max_transfer);
+        EXPECT_EQ(l.max_iov, disk.limits.max_iov);
+        memset(out, 'x', sizeof(out));
+        EXPECT_EQ(blk_pwrite(blk.get(), 7000, 3000, out, BdrvRequestFlags()), 0);
+        EXPECT_EQ(blk_pread(blk.get(), 7000, 3000, in, BdrvRequestFlags()), 0);
+        EXPECT_EQ(memcmp(in, out, sizeof(in)), 0);
+    }
+    odd_limits.request_alignment = 4096; /* stricter is the filter's right */
+    odd_limits.max_transfer = 8192;
+    blk_get_limits(Open("odd:mem:d").get(), &l);
+    EXPECT_EQ(l.request_alignment, 4096u);
+    EXPECT_EQ(l.max_transfer, 8192u);
+    disk.limits.max_transfer = 1024;
+    EXPECT_TRUE(Contains(OpenError("odd:mem:d"), "1024 bytes at most"));
+    disk.limits.max_transfer = 1 << 20;
+    odd_limits.request_alignment = 1;
+    odd_length = 5120;
+    EXPECT_EQ(blk_getlength(Open("odd:mem:d").get()), 5120);
+    for (int64_t bad : { 10001, 20480, 5000 }) {
+        odd_length = bad;
+        EXPECT_TRUE(Contains(OpenError("odd:mem:d"), "smaller multiple of 512")) << bad;
+    }
+}
+
 TEST(BlkFilter, WithoutADriverBelowSaysWhatIsExpected)
 {
     for (const char *spec : { "throttle:", "throttle:iops=5", "throttle://?iops=5" }) {

@@ -247,7 +247,8 @@ TEST_F(BlkRegistered, BufferThatWasTakenBackIsNeverUsed)
 
 TEST_F(BlkRegistered, BadBuffersAreRefused)
 {
-    Blk blk = Open(Spec()), plain = Open("file:" + dir.Path("disk")), null = Open("null:");
+    Blk blk = Open(Spec()), null = Open("null:");
+    Blk plain = Open("file:" + dir.Path("disk") + "?locking=off");
     std::vector<char> mem(100);
 
     EXPECT_EQ(blk_register_buf(blk.get(), nullptr, 10), -EINVAL);

@@ -187,7 +187,7 @@ TEST_F(Layout, BlockStructsArePinned)
     EXPECT_EQ(sizeof(BlkLimits), 48u);
     EXPECT_EQ(sizeof(BlkReqOpts), 32u);
     EXPECT_EQ(sizeof(BlkStats), 192u);
-    EXPECT_MEMBER(BlkStats, reserved, 136);
+    EXPECT_MEMBER(BlkStats, reserved, 152);
     EXPECT_EQ(sizeof(BlkExtent), 32u);
     EXPECT_EQ(sizeof(BlkOptDesc), 24u);
     EXPECT_EQ(sizeof(BlkPiece), 112u);

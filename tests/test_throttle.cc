@@ -177,6 +177,42 @@ TEST_F(ThrottleRate, WhatIsGivenBackIsThereAgain)
     throttle_group_unlock(group);
 }
 
+TEST_F(ThrottleRate, LimitsThatAreSetOftenLetNoMoreThrough)
+{
+    ThrottleConfig other;
+    uint64_t n = 0;
+
+    config.bucket[THROTTLE_OPS_TOTAL] = { 1000, 0, 0, 0 };
+    config.bucket[THROTTLE_BPS_TOTAL] = { 1000000, 10000000, 1000, 0 };
+    other = config;
+    other.bucket[THROTTLE_BPS_TOTAL] = { 1000000, 0, 0, 0 };
+    Make();
+    Saturate(false, 1000, now + 20 * kSecond); /* no credit is left */
+    for (int i = 0; i < 1000; i++) {
+        n += Saturate(false, 1000, now + kSecond / 100);
+        throttle_group_lock(group);
+        throttle_group_change_locked(group, i % 2 ? &config : &other, now);
+        throttle_group_unlock(group);
+    }
+    EXPECT_NEAR(static_cast<double>(n), 10000, 100);
+}
+
+TEST_F(ThrottleRate, ALongRequestIsNotWaitedForLongerThanAHigherLimitAsks)
+{
+    ThrottleConfig fast = {};
+
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 10;
+    fast.bucket[THROTTLE_BPS_TOTAL].avg = 1000;
+    Make();
+    throttle_group_lock(group);
+    throttle_group_charge_locked(group, true, 1000, 1, now); /* 100 s */
+    throttle_group_change_locked(group, &fast, now);
+    EXPECT_NEAR(static_cast<double>(throttle_group_start_locked(group, true) - now), 1e9, 1e8);
+    throttle_group_change_locked(group, &config, now);
+    EXPECT_NEAR(static_cast<double>(throttle_group_start_locked(group, true) - now), 1e9, 1e8);
+    throttle_group_unlock(group);
+}
+
 TEST_F(ThrottleRate, BadLimitsHaveAFault)
 {
     for (const ThrottleBucket &b :
@@ -403,6 +439,34 @@ TEST_P(Throttle, WhatWasCreditedUnderHigherLimitsIsForgottenWithThem)
     config.bucket[THROTTLE_BPS_TOTAL].avg = 0;
     ASSERT_EQ(throttle_group_set_config("credit", &config), 0);
     EXPECT_TRUE(ctx.PollUntil([&] { return low[7].calls == 1; }));
+}
+
+/* A request that waits is neither counted again each time nor let through early. */
+TEST_P(Throttle, LimitsMayBeSetAgainAndAgainWhileRequestsWait)
+{
+    ScopedIOThread a(GetParam());
+    Blk blk = Open("throttle:group=again,iops=100,null:");
+    Buffer buf(512);
+    std::vector<Result> r(16);
+    std::atomic<int> done{ 0 };
+    ThrottleConfig config;
+
+    ASSERT_EQ(throttle_group_get_config("again", &config), 0);
+    for (Result &one : r) {
+        one.then = [&] { done++; };
+    }
+    int64_t begin = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    a.Run([&] {
+        for (Result &one : r) {
+            Read(blk, &buf, &one);
+        }
+    });
+    EXPECT_TRUE(WaitUntil([&] {
+        EXPECT_EQ(throttle_group_set_config("again", &config), 0);
+        return done == 16;
+    }));
+    /* The first 6 are what 50 ms are good for; one may be taken back as it is handed on. */
+    EXPECT_GE(qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - begin, 40000000);
 }
 
 TEST_P(Throttle, MembersOnSeveralThreadsAllGetThrough)

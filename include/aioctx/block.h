@@ -72,6 +72,12 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *                                   rings: for a little less work with each request.  The file then
  *                                   stays open until each context that has used it has polled once
  *                                   after the backend was closed
+ *          poll=on|off (off)        with direct=on, on a device that has queues to poll: a thread
+ *                                   of the pool polls for the end of each transfer
+ *          locking=auto|on|off (auto)
+ *                                   a writer excludes all others that open the file, a reader
+ *                                   (read-only=on) writers; auto: where files can be locked
+ *          share=on|off (off)       with read-only=on: reads beside a writer
  *          detach=on|off (off)      see below
  *   null   size=N (1G)              reads give zeroes, writes are dropped
  *          latency-ns=N (0)         each request takes that long, measured by a timer
@@ -81,6 +87,10 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *                                   "throttle:iops=1000,file:disk.img"; docs/backends.md
  *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one,
  *                                   counted from its submission; 0: none
+ *          on-error=report|stop|enospc|retry (report), on-read-error, on-write-error,
+ *          retry-delay-ms=N (1000), retry-limit=N (0): see "Errors" below
+ *          close-timeout-ms=N (10000)
+ *                                   see blk_unref()
  *
  * detach: requests use buffers of the library's own, so that a request whose deadline passes or
  * that is cancelled ends at once even where the kernel cannot recall it.  The range of such a write
@@ -88,8 +98,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *
  * Returns NULL and a message for people in *@ret_why (to be freed; NULL when out of memory;
  * @ret_why may be NULL), which names the option and the accepted values; errno is set too: EINVAL
- * for a bad spec, that of open(2), ENOMEM.  A file is created sparse: a disk that is full shows at
- * a write.
+ * for a bad spec, EBUSY for a file that another has locked, that of open(2), ENOMEM.  A file is
+ * created sparse: a disk that is full shows at a write.
  * Thread: any; blocks on the file system.  Lifetime: one reference, given back with blk_unref().
  */
 BlockBackend *blk_open(const char *spec, char **ret_why);
@@ -100,8 +110,10 @@ void blk_ref(BlockBackend *blk);
 /*
  * Gives a reference back.  The last one closes the backend once its requests have ended: it waits
  * for them, unless called below a callback on a home thread, where the last request to end closes
- * it.  What detached requests have left behind counts as well.  The last reference must not go
- * inside a drained section: aborts.  NULL is ignored.  Thread: any.
+ * it.  What detached requests have left behind counts as well.  Errors are reported meanwhile, be
+ * the backend stopped or not, and after close-timeout-ms what is left is cancelled, which is said
+ * on stderr; what cannot be recalled is waited for.  The last reference must not go inside a
+ * drained section: aborts.  NULL is ignored.  Thread: any.
  */
 void blk_unref(BlockBackend *blk);
 
@@ -259,14 +271,53 @@ int blk_pdiscard(BlockBackend *blk, int64_t offset, int64_t bytes);
 int blk_pwrite_zeroes(BlockBackend *blk, int64_t offset, int64_t bytes, BdrvRequestFlags flags);
 int blk_block_status(BlockBackend *blk, int64_t offset, int64_t bytes, BlkExtent *ret_extent);
 
+/* ---- Errors ---------------------------------------------------------------------------------- */
+
+/*
+ * What an error of the driver leads to is said by on-error, or for reads (and status) and for what
+ * writes by itself by on-read-error and on-write-error:
+ *
+ *   report   the request ends with it
+ *   retry    the failed part is tried again after retry-delay-ms, retry-limit times in a row (0:
+ *            for ever) before the error is reported
+ *   stop     the request is held back, and with it all that come after it on any context, until
+ *            blk_resume(); then it goes on where it failed.  What is in flight already goes on, and
+ *            is held back when it fails
+ *   enospc   stop when the disk is full (-ENOSPC, -EDQUOT), else report; not for reads
+ *
+ * Requests keep their deadlines meanwhile and can be cancelled.  Flushes are always reported: what
+ * the kernel could not write it forgets, and the next flush would say that all is well.  So is what
+ * is refused before it reaches the driver, and -ENOTSUP.
+ */
+
+/*
+ * Called when a backend has stopped, once each time.  @ret: the error, -errno.  It may resume the
+ * backend.
+ * Thread: the home of the context whose request failed, from its loop.
+ */
+typedef void BlkStopFunc(void *opaque, int ret);
+
+/* Sets what is called when @blk stops; NULL: nothing.  A stop that has come before is not told: see
+ * blk_get_stop().  What was set before may still be running when this returns.  Thread: any. */
+void blk_set_stop_cb(BlockBackend *blk, BlkStopFunc *cb, void *opaque);
+
+/* Why the backend is stopped: -errno, or 0 when it is not.  Thread: any. */
+int blk_get_stop(BlockBackend *blk);
+
+/* Has a stopped backend go on, on each context with what failed first.  Returns whether it was
+ * stopped.  Thread: any. */
+bool blk_resume(BlockBackend *blk);
+
 /* ---- Draining -------------------------------------------------------------------------------- */
 
 /*
  * Waits until every request submitted before, on any context, has ended, its callback included.
  * Requests whose callback is on the caller's own stack are not waited for, nor are those that a
- * drained section holds back, nor pieces that detached requests have left behind.
- * Returns 0; -EDEADLK when called below a callback on a home thread while requests of another
- * context are in flight: those were not waited for.
+ * drained section holds back, nor pieces that detached requests have left behind.  Those that are
+ * being retried are waited for.
+ * Returns 0; -EBUSY when the backend is stopped (blk_get_stop()) and holds requests back: those
+ * were not waited for; -EDEADLK when called below a callback on a home thread while requests of
+ * another context are in flight: those were not waited for.
  * Thread: any; blocks.  On a home thread it polls that context.
  */
 int blk_drain(BlockBackend *blk);
@@ -303,7 +354,9 @@ typedef struct BlkStats {
     uint64_t split;           /* requests that were cut into pieces */
     uint64_t short_transfers; /* pieces that had to be continued */
     uint64_t statuses;        /* requests submitted */
-    uint64_t reserved[7];
+    uint64_t retried;         /* pieces that were made again after an error */
+    uint64_t stopped;         /* times that a request was held back by a stop */
+    uint64_t reserved[5];
 } BlkStats;
 
 /* Sums the backend's counters over its contexts.  Each is exact, but they are not of one moment.

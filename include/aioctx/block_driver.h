@@ -176,16 +176,18 @@ struct BlockDriver {
     bool is_filter;  /* lies over another driver; then without a path */
     uint16_t pad;
     const char *name;          /* small letters, digits, '-' and '+' */
-    const BlkOptDesc *options; /* its own; read-only, detach and deadline-ns are the core's; NULL:
-                                * none */
+    const BlkOptDesc *options; /* its own; those of "any" in <aioctx/block.h> are the core's;
+                                * NULL: none */
     size_t piece_size;         /* room that it needs in each piece, bytes */
 
     /* Returns 0 and *@ret_state, or what blk_fail() returns. */
     int (*open)(const BlkOptions *opts, void **ret_state, char **ret_why);
     void (*close)(void *state);
-    int64_t (*getlength)(void *state); /* bytes; asked once, after open */
+    /* Bytes; asked once, after open.  In a filter, what the driver below has, or a smaller multiple
+     * of its request_alignment. */
+    int64_t (*getlength)(void *state);
     /* *@ret_limits holds the least there is at first: alignment 1, transfers of 1 GiB, 1024
-     * buffers; or, in a filter, what the driver below has. */
+     * buffers; or, in a filter, what the driver below has: what is weaker than that is not used. */
     void (*get_limits)(void *state, BlkLimits *ret_limits);
     /* May be NULL: any context will do.  Returns 0 or blk_fail(ENOTSUP). */
     int (*check_context)(void *state, AioContext *ctx, char **ret_why);

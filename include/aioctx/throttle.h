@@ -45,7 +45,8 @@ typedef struct ThrottleConfig {
 } ThrottleConfig;
 
 /*
- * Changes a group's limits; what waits is held to the new ones from now on.
+ * Changes a group's limits; what waits is held to the new ones from now on.  What was let through
+ * before counts: to set limits, be it the same ones, earns no burst.
  * Returns 0; -ENOENT when there is no group @name; -EINVAL for a limit out of range, and says on
  * stderr which.  Thread: any.
  */
