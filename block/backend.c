@@ -65,11 +65,26 @@ static void take_limits(BlockBackend *blk)
 {
     const BlkLimits *l = &blk->root->limits;
 
+    blk->detach |= blk_node_detaches(blk->root);
     blk->limits = *l;
     blk->length = blk->root->length;
     blk->align_mask = l->request_alignment - 1;
     blk->tail = blk->length & ~(int64_t)blk->align_mask;
     blk->ordered = l->request_alignment > 1 || blk->detach;
+}
+
+static int check_detach(const BlkOptions *opts, char **ret_why)
+{
+    if (blk_opt_get(opts, "detach", 1)) {
+        return 0;
+    }
+    for (const BlkOptions *o = opts; o; o = o->below) {
+        if (o->drv->detaches) {
+            return blk_fail(ret_why, EINVAL, "option 'detach' is always on with driver '%s'",
+                            o->drv->name);
+        }
+    }
+    return 0;
 }
 
 static int open_spec(const char *spec, BlockBackend **ret_blk, char **ret_why)
@@ -81,8 +96,12 @@ static int open_spec(const char *spec, BlockBackend **ret_blk, char **ret_why)
     if (ret < 0) {
         return ret;
     }
-    blk = alloc_backend(opts);
-    ret = blk ? blk_on_error_parse(blk, opts, ret_why) : blk_fail(ret_why, ENOMEM, "out of memory");
+    ret = check_detach(opts, ret_why);
+    blk = ret == 0 ? alloc_backend(opts) : NULL;
+    if (ret == 0) {
+        ret = blk ? blk_on_error_parse(blk, opts, ret_why)
+                  : blk_fail(ret_why, ENOMEM, "out of memory");
+    }
     if (ret == 0) {
         ret = blk_node_open(opts, &blk->root, ret_why);
     }
@@ -148,6 +167,19 @@ void blk_close_check(BlockBackend *blk)
     blk_unpin(blk);
 }
 
+/* Has the drivers let go of what detached requests have left with them, from now on. */
+static void settle(BlockBackend *blk)
+{
+    pthread_mutex_lock(&blk->lock);
+    st_seq(&blk->settling, true);
+    for (BlkQueue *q = blk->queues; blk->detach && q; q = q->next) {
+        if (q->ctx && ld_seq(&q->n_detached)) {
+            qemu_bh_schedule(q->detach_bh);
+        }
+    }
+    pthread_mutex_unlock(&blk->lock);
+}
+
 void blk_unref(BlockBackend *blk)
 {
     rcu_check_fork("blk_unref");
@@ -157,6 +189,7 @@ void blk_unref(BlockBackend *blk)
     if (ld_seq(&blk->held) & ~BLK_HELD_STOP) {
         die_misuse("blk_unref", "the last reference goes inside a drained section");
     }
+    settle(blk);
     /* Nobody can be in a synchronous call any more.  Below a callback it ends by itself. */
     if (blk->sync_thread) {
         iothread_destroy(blk->sync_thread);

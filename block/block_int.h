@@ -199,6 +199,9 @@ struct BlockBackend {
     unsigned held;        /* atomic: drained sections, BLK_HELD_STOP; pairs with next_seq, n_held */
     unsigned serialisers; /* atomic, lock to write: serialising ranges; pairs with fast_writes */
     unsigned watch;       /* atomic: someone looks for endings; pairs with oldest_seq and others */
+    bool settling; /* atomic, lock to write: the last reference has gone, and what has detached is
+                    * to end; pairs with n_detached: settle() stores it and then looks who has
+                    * detached, blk_detach_bh() detaches and then looks at it */
 
     unsigned refcnt __attribute__((aligned(64))); /* atomic */
     unsigned pins; /* atomic: the open state and each live queue; memory goes at 0 */
@@ -257,6 +260,7 @@ void blk_req_issue(BlockAIOCB *req);
 void blk_req_withhold(BlockAIOCB *req);
 void blk_flight_add(BlockAIOCB *req);
 void blk_req_cancel_all(BlkQueue *q);
+void blk_req_settle_all(BlkQueue *q);
 void blk_finished_bh(void *opaque);
 void blk_resume_bh(void *opaque);
 void blk_detach_bh(void *opaque);

@@ -172,6 +172,16 @@ int blk_node_check_context(const BlkNode *node, AioContext *ctx, char **ret_why)
     return ret;
 }
 
+bool blk_node_detaches(const BlkNode *node)
+{
+    bool does = false;
+
+    for (; node; node = node->child) {
+        does |= node->drv->detaches;
+    }
+    return does;
+}
+
 void blk_node_drain(const BlkNode *node, bool begin)
 {
     for (; node; node = node->child) {
@@ -220,6 +230,15 @@ void blk_node_abandon_queues(const BlkNode *node, void *const *queues)
     for (; node; node = node->child, queues++) {
         if (*queues && node->drv->queue_abandon) {
             node->drv->queue_abandon(*queues);
+        }
+    }
+}
+
+void blk_node_settle_queues(const BlkNode *node, void *const *queues)
+{
+    for (; node; node = node->child, queues++) {
+        if (*queues && node->drv->queue_settle) {
+            node->drv->queue_settle(*queues);
         }
     }
 }

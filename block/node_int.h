@@ -37,6 +37,10 @@ int blk_node_create_queues(const BlkNode *node, AioContext *ctx, void **queues);
 void blk_node_destroy_queues(const BlkNode *node, void **queues);
 /* Their context goes with pieces in flight. */
 void blk_node_abandon_queues(const BlkNode *node, void *const *queues);
+/* Asks for the pieces back whose cancel was asked for. */
+void blk_node_settle_queues(const BlkNode *node, void *const *queues);
+/* Whether a driver detaches. */
+bool blk_node_detaches(const BlkNode *node);
 /* A piece object's begin and end, its children's included; its memory is zero at first. */
 void blk_node_init_piece(const BlkNode *node, BlkPiece *piece, void *const *queues,
                          AioContext *ctx);

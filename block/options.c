@@ -8,6 +8,8 @@
  *   DRIVER:k=v,k=v                    for drivers that take no path
  *   FILTER:k=v,k=v,SPEC               the rest is the spec of the driver below
  *   FILTER://?k=v&child=SPEC          the same as a URI
+ *   DRIVER://HOST:PORT/EXPORT?k=v     for drivers that take a host (options_uri.c)
+ *   module:FILE,REST                  loads a module; REST is as after its driver's name
  *   {"driver": ..., "k": v}           JSON (options_json.c)
  *
  * %XX stands for a byte in paths and values, once the spec has been cut at its separators.
@@ -56,7 +58,7 @@ static bool is_common(const char *name)
 bool blk_option_is_cores(const char *name)
 {
     return is_common(name) || !strcmp(name, "driver") || !strcmp(name, "path") ||
-           !strcmp(name, "child");
+           !strcmp(name, "child") || !strcmp(name, "module");
 }
 
 /* The place of option @name in one driver's options; -1: it was not given. */
@@ -108,6 +110,11 @@ const char *blk_opt_get_str(const BlkOptions *opts, const char *name, const char
     return i < 0 ? dflt : opts->opt[i].text;
 }
 
+const char *blk_opts_name(const BlkOptions *opts)
+{
+    return opts->name;
+}
+
 const char *blk_opts_path(const BlkOptions *opts)
 {
     return opts->path;
@@ -142,7 +149,7 @@ static int hex_digit(char c)
 }
 
 /* Decodes %XX in place.  Returns false when one is malformed or stands for the byte 0. */
-static bool percent_decode(char *s)
+bool blk_percent_decode(char *s)
 {
     char *to = s;
 
@@ -293,7 +300,7 @@ static int parse_option(BlkOptions *opts, char *text, char **ret_why)
         return blk_fail(ret_why, EINVAL, "'%s' is no option; options are written name=value", text);
     }
     *value++ = 0;
-    if (!percent_decode(value)) {
+    if (!blk_percent_decode(value)) {
         return blk_fail(ret_why, EINVAL,
                         "option '%s' has a '%%' that two hex digits (not 00) do not follow", text);
     }
@@ -361,6 +368,10 @@ static int parse_rest(BlkOptions *opts, char *text, char **ret_why)
     if (query) {
         *query++ = 0;
     }
+    if (drv->takes_host && !strncmp(text, "//", 2)) {
+        ret = blk_options_parse_host(opts, text + 2, ret_why);
+        return ret == 0 && query ? parse_list(opts, query, "&", ret_why) : ret;
+    }
     if (!strncmp(text, "//", 2)) {
         text += 2;
         if (*text && *text != '/') {
@@ -372,14 +383,17 @@ static int parse_rest(BlkOptions *opts, char *text, char **ret_why)
     }
     if (!drv->takes_path && *text && strcmp(text, "/")) {
         if (!strchr(text, '=')) {
-            return blk_fail(ret_why, EINVAL, "driver '%s' takes no path, only options", drv->name);
+            return blk_fail(ret_why, EINVAL,
+                            drv->takes_host ? "'%s:' is followed by //HOST or by options"
+                                            : "driver '%s' takes no path, only options",
+                            drv->name);
         }
         ret = parse_list(opts, text, ",&", ret_why);
         if (ret < 0) {
             return ret;
         }
     } else if (drv->takes_path) {
-        if (!percent_decode(text)) {
+        if (!blk_percent_decode(text)) {
             return blk_fail(ret_why, EINVAL,
                             "the path has a '%%' that two hex digits (not 00) do not follow");
         }
@@ -400,20 +414,33 @@ int blk_options_set_path(BlkOptions *opts, const char *path, char **ret_why)
     return opts->path ? 0 : blk_fail(ret_why, ENOMEM, "out of memory");
 }
 
+/* There is no driver of that name, neither here nor in a module. */
+static int fail_driver(const char *name, size_t len, const char *spec, char **ret_why)
+{
+    char *names = blk_driver_names(), *dirs = blk_module_dirs();
+
+    blk_fail(ret_why, EINVAL,
+             "unknown driver '%.*s'; there are %s, and no module block-%.*s.so in %s (a file of "
+             "that name is written file:%s)",
+             (int)len, name, names ? names : "others", (int)len, name,
+             dirs ? dirs : "the module directories", spec);
+    free(dirs);
+    free(names);
+    return -EINVAL;
+}
+
 int blk_options_new(const char *name, size_t len, const char *spec, BlkOptions *above,
                     BlkOptions **ret_opts, char **ret_why)
 {
     const BlockDriver *drv = blk_driver_find(name, len);
     BlkOptions *opts;
-    char *names;
 
     if (!drv) {
-        names = blk_driver_names();
-        blk_fail(ret_why, EINVAL,
-                 "unknown driver '%.*s'; there are %s (a file of that name is written file:%s)",
-                 (int)len, name, names ? names : "others", spec);
-        free(names);
-        return -EINVAL;
+        int ret = blk_module_find(name, len, &drv, ret_why);
+
+        if (ret < 0 || !drv) {
+            return ret < 0 ? ret : fail_driver(name, len, spec, ret_why);
+        }
     }
     opts = calloc(1, sizeof(*opts));
     if (!opts) {
@@ -421,8 +448,10 @@ int blk_options_new(const char *name, size_t len, const char *spec, BlkOptions *
     }
     opts->drv = drv;
     opts->above = above;
+    opts->name = strndup(name, len);
     *ret_opts = opts;
-    return blk_options_set_path(opts, "", ret_why);
+    return opts->name ? blk_options_set_path(opts, "", ret_why)
+                      : blk_fail(ret_why, ENOMEM, "out of memory");
 }
 
 /* Parses @spec with the driver that it names. */
@@ -462,12 +491,30 @@ static int check_complete(const BlkOptions *opts, const char *spec, char **ret_w
     return 0;
 }
 
+static int parse_spec(const char *spec, BlkOptions *above, BlkOptions **ret_opts, char **ret_why);
+
+/* Of "module:...". */
+static int parse_module(const char *spec, BlkOptions *above, BlkOptions **ret_opts, char **ret_why)
+{
+    char *meant;
+    int ret = blk_options_parse_module(spec + strlen("module:"), &meant, ret_why);
+
+    if (ret == 0) {
+        ret = parse_spec(meant, above, ret_opts, ret_why);
+        free(meant);
+    }
+    return ret;
+}
+
 /* Parses @spec, below @above.  Whatever it returns, what is in *@ret_opts is to be freed. */
 static int parse_spec(const char *spec, BlkOptions *above, BlkOptions **ret_opts, char **ret_why)
 {
     size_t name_len = driver_name_len(spec);
     int ret;
 
+    if (!strncmp(spec, "module:", 7)) {
+        return parse_module(spec, above, ret_opts, ret_why);
+    }
     if (blk_spec_is_json(spec)) {
         ret = blk_options_parse_json(spec, above, ret_opts, ret_why);
     } else if (name_len) {
@@ -520,6 +567,7 @@ void blk_options_free(BlkOptions *opts)
         for (int i = 0; i < opts->n; i++) {
             free(opts->opt[i].text);
         }
+        free(opts->name);
         free(opts->path);
         free(opts);
     }

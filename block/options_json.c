@@ -5,6 +5,8 @@
  *
  *   {"driver": "throttle", "iops": 1000, "child": {"driver": "file", "path": "disk.img"}}
  *
+ * "module" names a file to load, whose driver is meant when "driver" does not say another.
+ *
  * Values are text, whole numbers, or true and false, which are on and off.
  */
 #include "block/options_int.h"
@@ -77,21 +79,46 @@ static int parse_member(BlkOptions *opts, const char *key, json_t *value, char *
     return ret;
 }
 
-static int parse_object(json_t *object, BlkOptions *above, BlkOptions **ret_opts, char **ret_why)
+/* What "driver" says, or what the driver in the file that "module" names is called. */
+static int driver_name(json_t *object, const char **ret_name, char **ret_why)
 {
-    const char *name = json_string_value(json_object_get(object, "driver")), *key;
-    json_t *value;
+    json_t *module = json_object_get(object, "module");
+    const char *name = json_string_value(json_object_get(object, "driver")), *loaded;
     int ret;
 
-    if (!name) {
-        return blk_fail(ret_why, EINVAL,
-                        "the JSON spec lacks \"driver\"; expected something like "
-                        "{\"driver\": \"file\", \"path\": \"disk.img\"}");
+    if (module) {
+        if (!json_is_string(module)) {
+            return blk_fail(ret_why, EINVAL, "\"module\" is the name of a file");
+        }
+        ret = blk_module_load(json_string_value(module), &loaded, ret_why);
+        if (ret < 0) {
+            return ret;
+        }
+        name = name && strcmp(name, "module") ? name : loaded;
+    }
+    if (name && !strcmp(name, "module")) {
+        return blk_fail(ret_why, EINVAL, "driver \"module\" needs \"module\", the name of a file");
+    }
+    *ret_name = name;
+    return name ? 0
+                : blk_fail(ret_why, EINVAL,
+                           "the JSON spec lacks \"driver\"; expected something like "
+                           "{\"driver\": \"file\", \"path\": \"disk.img\"}");
+}
+
+static int parse_object(json_t *object, BlkOptions *above, BlkOptions **ret_opts, char **ret_why)
+{
+    const char *name, *key;
+    json_t *value;
+    int ret = driver_name(object, &name, ret_why);
+
+    if (ret < 0) {
+        return ret;
     }
     ret = blk_options_new(name, strlen(name), name, above, ret_opts, ret_why);
     json_object_foreach(object, key, value)
     {
-        if (ret == 0 && strcmp(key, "driver")) {
+        if (ret == 0 && strcmp(key, "driver") && strcmp(key, "module")) {
             ret = parse_member(*ret_opts, key, value, ret_why);
         }
     }

@@ -68,6 +68,9 @@ static void closing_context(AioCloseHook *hook, AioContext *ctx)
     if (q->tell_stop) {
         blk_stop_tell(q);
     }
+    if (q->flight_head || q->n_detached) {
+        blk_req_settle_all(q);
+    }
     while (q->fin_head) { /* they come to an end: the queue takes no more on */
         blk_finished_bh(q);
     }

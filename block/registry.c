@@ -23,9 +23,19 @@ struct entry {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct entry *registered; /* lock; entries stay for good */
 
+static bool is_same(const char *a, const char *name, size_t len)
+{
+    return strlen(a) == len && !memcmp(a, name, len);
+}
+
 static bool is_named(const BlockDriver *drv, const char *name, size_t len)
 {
-    return strlen(drv->name) == len && !memcmp(drv->name, name, len);
+    bool is = is_same(drv->name, name, len);
+
+    for (const char *const *alias = drv->aliases; alias && *alias && !is; alias++) {
+        is = is_same(*alias, name, len);
+    }
+    return is;
 }
 
 static const BlockDriver *find_locked(const char *name, size_t len)
@@ -105,15 +115,25 @@ static const char *find_option_fault(const BlkOptDesc *options)
     return n > BLK_OPTS_OWN_MAX ? "it has more than 29 options" : NULL;
 }
 
+static bool is_bad_name(const char *name)
+{
+    return !name || !*name || name[strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-+")] ||
+           !strcmp(name, "module");
+}
+
 /* What is wrong with a driver; NULL: nothing. */
 static const char *find_fault(const BlockDriver *drv)
 {
     if (drv->abi != BLOCK_DRIVER_ABI) {
         return "it was built for another version of <aioctx/block_driver.h>";
     }
-    if (!drv->name || !*drv->name ||
-        drv->name[strspn(drv->name, "abcdefghijklmnopqrstuvwxyz0123456789-+")]) {
-        return "its name is not of a-z, 0-9, '-' and '+'";
+    if (is_bad_name(drv->name)) {
+        return "its name is not of a-z, 0-9, '-' and '+', or is module";
+    }
+    for (const char *const *alias = drv->aliases; alias && *alias; alias++) {
+        if (is_bad_name(*alias)) {
+            return "an alias is not of a-z, 0-9, '-' and '+', or is module";
+        }
     }
     if (!drv->open || !drv->close || !drv->submit) {
         return "it lacks open, close or submit";
@@ -121,13 +141,23 @@ static const char *find_fault(const BlockDriver *drv)
     if (!drv->getlength && !drv->is_filter) {
         return "it lacks getlength, and is no filter";
     }
-    if (drv->is_filter && drv->takes_path) {
-        return "it is a filter and takes a path";
+    if (drv->is_filter + drv->takes_path + drv->takes_host > 1) {
+        return "it is more than one of a filter, one that takes a path, and one that takes a host";
     }
     return find_option_fault(drv->options);
 }
 
 static_assert(BLK_OPTS_OWN_MAX == 29, "a message says so");
+
+static bool is_taken_locked(const BlockDriver *drv)
+{
+    bool is = find_locked(drv->name, strlen(drv->name)) != NULL;
+
+    for (const char *const *alias = drv->aliases; alias && *alias && !is; alias++) {
+        is = find_locked(*alias, strlen(*alias)) != NULL;
+    }
+    return is;
+}
 
 static int add(const BlockDriver *drv)
 {
@@ -135,7 +165,7 @@ static int add(const BlockDriver *drv)
     int ret = -ENOMEM;
 
     pthread_mutex_lock(&lock);
-    if (e && find_locked(drv->name, strlen(drv->name))) {
+    if (e && is_taken_locked(drv)) {
         ret = -EEXIST;
     } else if (e) {
         *e = (struct entry){ drv, registered };

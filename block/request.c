@@ -464,6 +464,17 @@ void blk_detach_bh(void *opaque)
     if (q->detach_head) {
         qemu_bh_schedule(q->detach_bh);
     }
+    if (q->n_detached && (q->closing || ld_seq(&q->blk->settling))) {
+        blk_req_settle_all(q);
+    }
+}
+
+/* Has the drivers give back what detached requests have left with them: nobody will wait for it. */
+void blk_req_settle_all(BlkQueue *q)
+{
+    q->cancelling = true;
+    blk_node_settle_queues(q->blk->root, q->node_queues);
+    q->cancelling = false;
 }
 
 /* Asks all requests of the queue to end and takes no more on: its context is closing. */

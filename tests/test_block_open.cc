@@ -286,3 +286,105 @@ TEST(BlkOpen, ADriverMayRefuseAContext)
     EXPECT_EQ(r.ret, -ENOTSUP);
     EXPECT_EQ(disk.submitted, 0);
 }
+
+/* ---- Drivers that take a host, and other names ----------------------------------------------- */
+
+static std::string host_seen;
+
+static int HostOpen(const BlkOptions *opts, void **, char **)
+{
+    static const char *const names[] = { "user", "host", "port", "export", "read-only" };
+
+    host_seen = blk_opts_name(opts);
+    for (const char *name : names) {
+        if (blk_opt_given(opts, name)) {
+            host_seen += std::string(" ") + name + "=" + blk_opt_get_str(opts, name, "");
+        }
+    }
+    return 0;
+}
+
+static void RegisterHostDriver()
+{
+    static const BlkOptDesc options[] = { { "user", BLK_OPT_STRING, 0, nullptr },
+                                          { "host", BLK_OPT_STRING, 0, nullptr },
+                                          { "port", BLK_OPT_NUMBER, 0, nullptr },
+                                          { "export", BLK_OPT_STRING, 0, nullptr },
+                                          { nullptr, BLK_OPT_SWITCH, 0, nullptr } };
+    static const char *const aliases[] = { "hosts", "host+unix", nullptr };
+    static BlockDriver drv = {};
+    static int registered = -1;
+
+    drv.abi = BLOCK_DRIVER_ABI;
+    drv.name = "host";
+    drv.aliases = aliases;
+    drv.options = options;
+    drv.takes_host = drv.detaches = true;
+    drv.open = HostOpen;
+    drv.close = [](void *) {};
+    drv.getlength = [](void *) { return INT64_C(4096); };
+    drv.submit = [](BlkPiece *piece) { blk_piece_done(piece, -EIO); };
+    if (registered < 0) {
+        registered = blk_driver_register(&drv);
+        EXPECT_EQ(registered, 0);
+    }
+}
+
+TEST(BlkOpen, AHostIsTakenApart)
+{
+    static const std::pair<const char *, const char *> cases[] = {
+        { "host:", "host" },
+        { "host://", "host" },
+        { "host://a", "host host=a" },
+        { "hosts://a:10/x", "hosts host=a port=10 export=x" },
+        { "host://u@a/x%2Fy/z?read-only=on", "host user=u host=a export=x/y/z read-only=on" },
+        { "host+unix://u@/x", "host+unix user=u export=x" },
+        { "host://[::1]:10/", "host host=::1 port=10" },
+        { "host://[::1]", "host host=::1" },
+        { "host:host=a,port=10", "host host=a port=10" },
+        { "blkdebug:hosts://a:1", "hosts host=a port=1" },
+        { "blkdebug://?child=hosts://a:1", "hosts host=a port=1" },
+    };
+
+    RegisterHostDriver();
+    for (const auto &c : cases) {
+        Blk blk = Open(c.first);
+
+        EXPECT_EQ(host_seen, c.second) << c.first;
+        EXPECT_STREQ(blk_get_driver_name(blk.get()), c.first[0] == 'b' ? "blkdebug" : "host");
+    }
+    EXPECT_TRUE(Contains(OpenError("host://a:b/x"), "'port'"));
+    EXPECT_TRUE(Contains(OpenError("host://a%zz/x"), "'%'"));
+    EXPECT_TRUE(Contains(OpenError("host://a?host=b"), "given twice"));
+    EXPECT_TRUE(Contains(OpenError("host:a"), "//HOST"));
+    EXPECT_TRUE(Contains(OpenError("host:detach=off"), "always on with driver 'host'"));
+    EXPECT_TRUE(Contains(OpenError("module:"), "no module is named"));
+    EXPECT_TRUE(Contains(OpenError("module:/nowhere/m.so,a=b"), "cannot load '/nowhere/m.so'"));
+    EXPECT_TRUE(Contains(OpenError("hostx://a"), "no module block-hostx.so in "));
+}
+
+TEST(BlkOpen, AnAliasIsANameThatIsTaken)
+{
+    static const char *const taken[] = { "hosts", nullptr }, *const bad[] = { "A", nullptr };
+    BlockDriver drv = {};
+
+    RegisterHostDriver();
+    drv.abi = BLOCK_DRIVER_ABI;
+    drv.open = HostOpen;
+    drv.close = [](void *) {};
+    drv.getlength = [](void *) { return INT64_C(1); };
+    drv.submit = [](BlkPiece *) {};
+    drv.name = "host+unix";
+    EXPECT_EQ(blk_driver_register(&drv), -EEXIST);
+    drv.name = "free";
+    drv.aliases = taken;
+    EXPECT_EQ(blk_driver_register(&drv), -EEXIST);
+    drv.aliases = bad;
+    EXPECT_EQ(blk_driver_register(&drv), -EINVAL);
+    drv.aliases = nullptr;
+    drv.takes_host = drv.takes_path = true;
+    EXPECT_EQ(blk_driver_register(&drv), -EINVAL);
+    drv.takes_path = false;
+    drv.name = "module";
+    EXPECT_EQ(blk_driver_register(&drv), -EINVAL);
+}

@@ -195,5 +195,7 @@ TEST_F(Layout, BlockStructsArePinned)
     EXPECT_MEMBER(BlkPiece, reserved, 104);
     EXPECT_EQ(sizeof(BlockDriver), 192u);
     EXPECT_MEMBER(BlockDriver, open, 32);
-    EXPECT_MEMBER(BlockDriver, reserved, 160);
+    EXPECT_MEMBER(BlockDriver, queue_settle, 160);
+    EXPECT_MEMBER(BlockDriver, aliases, 168);
+    EXPECT_MEMBER(BlockDriver, reserved, 176);
 }

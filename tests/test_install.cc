@@ -130,6 +130,29 @@ TEST_F(Install, DriverOutsideTheTreeBuildsWithPkgConfigAloneAndPassesTheConforma
     r = RunCommand(tool + " --backend ramdisk:size=8M --iothreads 2 --rw randrw --verify crc32c"
                           " --ios 2000 --no-progress");
     EXPECT_EQ(r.status, 0) << r.output;
+
+    /* The same by its name, in a module directory, and by its file. */
+    std::string dir = *scratch_ / "modules";
+    r = RunCommand("mkdir " + dir + " && cp " + module + " " + dir + "/block-ramdisk.so && cp " +
+                   module + " " + dir + "/block-other.so && echo no >" + dir + "/block-bad.so");
+    ASSERT_EQ(r.status, 0) << r.output;
+    tool = "AIOCTX_MODULE_DIR=/nowhere:" + dir + " LD_LIBRARY_PATH=" + prefix_ + "/lib " + prefix_ +
+           "/bin/aioctx-blk --ios 100 --no-progress --backend ";
+    for (const std::string &spec :
+         { std::string("ramdisk:size=1M"), "module:" + module + ",size=1M",
+           "module:" + module + "?size=1M", std::string("module:block-ramdisk.so,size=1M"),
+           "throttle:iops=100000,module:" + module + ",size=1M",
+           "'throttle://?iops=100000&child=module:" + module + ",size=1M'" }) {
+        r = RunCommand(tool + spec);
+        EXPECT_EQ(r.status, 0) << spec << "\n" << r.output;
+    }
+    r = RunCommand(tool + "other:size=1M");
+    EXPECT_NE(r.output.find("block-other.so' has the driver 'ramdisk', not 'other'"),
+              std::string::npos)
+        << r.output;
+    r = RunCommand(tool + "bad:size=1M");
+    EXPECT_NE(r.output.find("cannot load '" + dir + "/block-bad.so'"), std::string::npos)
+        << r.output;
 }
 
 TEST_F(Install, StaticCProgramBuildsWithPkgConfigAlone)

@@ -59,7 +59,8 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  * Opens a backend.
  *
  * @spec names a driver and its options: "file:disk.img", "file:///srv/disk.img?direct=on",
- * "null://?size=1G&latency-ns=10000".  A name without a driver is a file.  Sizes take the suffixes
+ * "null://?size=1G&latency-ns=10000".  A name without a driver is a file; a driver that the library
+ * does not have is looked for in a module, docs/backends.md.  Sizes take the suffixes
  * k, M, G and T (powers of 1024); switches take on or off; %XX in a value stands for that byte.  A
  * spec may be JSON instead: {"driver": "file", "path": "disk.img", "direct": true}.
  *
@@ -83,6 +84,7 @@ void qemu_iovec_init_external(QEMUIOVector *qiov, struct iovec *iov, int niov);
  *          latency-ns=N (0)         each request takes that long, measured by a timer
  *          read-only=on|off (off)
  *          detach=on|off (off)      see below
+ *   nbd    a client for NBD servers, in a module: "nbd://host:10809/export"; docs/backends.md
  *   throttle, blkdebug              filters, which lie over another driver:
  *                                   "throttle:iops=1000,file:disk.img"; docs/backends.md
  *   any    deadline-ns=N (0)        every request without a deadline of its own gets this one,

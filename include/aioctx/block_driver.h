@@ -60,6 +60,9 @@ typedef struct BlkOptions BlkOptions;
 /* The path, decoded; "" when there was none.  Thread: any. */
 const char *blk_opts_path(const BlkOptions *opts);
 
+/* The name that the spec has for the driver: its own or one of its aliases.  Thread: any. */
+const char *blk_opts_name(const BlkOptions *opts);
+
 /* The value of option @name of the driver's own table, or of read-only, which every driver may ask
  * for; @dflt when it was not given.  Thread: any. */
 int64_t blk_opt_get(const BlkOptions *opts, const char *name, int64_t dflt);
@@ -171,11 +174,12 @@ void blk_piece_cancel_child(BlkPiece *piece);
 #define BLOCK_DRIVER_ABI 1
 
 struct BlockDriver {
-    uint32_t abi;    /* BLOCK_DRIVER_ABI */
-    bool takes_path; /* a spec needs one, else it must have none */
-    bool is_filter;  /* lies over another driver; then without a path */
-    uint16_t pad;
-    const char *name;          /* small letters, digits, '-' and '+' */
+    uint32_t abi;     /* BLOCK_DRIVER_ABI */
+    bool takes_path;  /* a spec needs one, else it must have none */
+    bool is_filter;   /* lies over another driver; then without a path */
+    bool takes_host;  /* NAME://USER@HOST:PORT/EXPORT gives it options user, host, port, export */
+    bool detaches;    /* nothing recalls what it has begun: `detach` is always on above it */
+    const char *name; /* small letters, digits, '-' and '+' */
     const BlkOptDesc *options; /* its own; those of "any" in <aioctx/block.h> are the core's;
                                 * NULL: none */
     size_t piece_size;         /* room that it needs in each piece, bytes */
@@ -222,8 +226,14 @@ struct BlockDriver {
      * that nothing could recall: the queue's memory stays for them, but nobody may schedule
      * anything on the context from now on.  NULL: nobody would.  Thread: as queue_destroy. */
     void (*queue_abandon)(void *queue);
+    /* Nobody will wait much longer for what this queue has in flight: its backend or its context
+     * closes, and requests have detached.  Pieces whose cancel was asked for are to come back now,
+     * whatever that takes, such as giving a connection up.  NULL: they take the time they take. */
+    void (*queue_settle)(void *queue);
+    /* More names that specs may have for it, such as "nbds"; ends with NULL.  NULL: none. */
+    const char *const *aliases;
 
-    void *reserved[4];
+    void *reserved[2];
 };
 
 /*
