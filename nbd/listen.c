@@ -1,0 +1,330 @@
+/* SPDX-License-Identifier: MIT */
+#include "nbd/listen.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BACKLOG = 1024, FIRST_ACTIVATED_FD = 3 };
+#define DEFAULT_PORT "10809"
+
+static __attribute__((format(printf, 3, 4))) int fail(char **ret_why, int err, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    if (vasprintf(ret_why, fmt, args) < 0) {
+        *ret_why = NULL;
+    }
+    va_end(args);
+    return -err;
+}
+
+/* ---- Unix sockets ---------------------------------------------------------------------------- */
+
+/* Returns 0 when somebody listens there, else -errno of connect(2). */
+static int try_connect(const struct sockaddr_un *addr)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), err = 0;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0) {
+        err = errno;
+    }
+    close(fd);
+    return -err;
+}
+
+/* The same, once it is sure: a server that was killed may leave its socket to the kernel, which
+ * takes its ring down in its own time. */
+static int try_connect_again(const struct sockaddr_un *addr)
+{
+    const struct timespec pause = { .tv_nsec = 20 * 1000000 };
+    int ret = try_connect(addr);
+
+    for (unsigned i = 0; i < 50 && ret != -ECONNREFUSED; i++) {
+        nanosleep(&pause, NULL);
+        ret = try_connect(addr);
+    }
+    return ret;
+}
+
+/* Removes a socket that nobody listens on any more.  Returns 0 when nothing is in the way. */
+static int remove_stale(const char *path, const struct sockaddr_un *addr, char **ret_why)
+{
+    struct stat st;
+
+    if (lstat(path, &st) < 0) {
+        return 0; /* bind() says what is wrong, if something is */
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        return fail(ret_why, EEXIST, "'%s' is there already, and is no socket", path);
+    }
+    if (try_connect_again(addr) != -ECONNREFUSED) {
+        return fail(ret_why, EADDRINUSE, "another program listens on '%s'", path);
+    }
+    if (unlink(path) < 0 && errno != ENOENT) {
+        return fail(ret_why, errno, "cannot replace the socket '%s': %s", path, strerror(errno));
+    }
+    return 0;
+}
+
+int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    NbdListener listener = { .fd = -1 };
+    struct stat st;
+    int ret;
+
+    if (!path[0] || strlen(path) >= sizeof(addr.sun_path)) {
+        return fail(ret_why, EINVAL, "'%s' is no path of a socket: expected 1 to %zu bytes", path,
+                    sizeof(addr.sun_path) - 1);
+    }
+    strcpy(addr.sun_path, path);
+    ret = remove_stale(path, &addr, ret_why);
+    if (ret < 0) {
+        return ret;
+    }
+    listener.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener.fd < 0) {
+        return fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
+    }
+    if (bind(listener.fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
+        listen(listener.fd, BACKLOG) < 0) {
+        ret = fail(ret_why, errno, "cannot listen on '%s': %s", path, strerror(errno));
+        close(listener.fd);
+        return ret;
+    }
+    listener.unlink_path = strdup(path);
+    if (asprintf(&listener.name, "unix:%s", path) < 0) {
+        listener.name = NULL;
+    }
+    if (!listener.unlink_path || !listener.name) {
+        unlink(path);
+        close(listener.fd);
+        free(listener.unlink_path);
+        free(listener.name);
+        return -ENOMEM;
+    }
+    if (lstat(path, &st) == 0) {
+        listener.dev = st.st_dev;
+        listener.ino = st.st_ino;
+    }
+    *ret_listener = listener;
+    return 0;
+}
+
+/* ---- TCP ------------------------------------------------------------------------------------- */
+
+static char *name_of(const struct sockaddr *addr, socklen_t len)
+{
+    char host[NI_MAXHOST], port[NI_MAXSERV], *name;
+    const char *form = addr->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s";
+
+    if (getnameinfo(addr, len, host, sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        return strdup("an unknown address");
+    }
+    return asprintf(&name, form, host, port) < 0 ? NULL : name;
+}
+
+/* The address that the socket is bound to, for people. */
+static char *name_of_socket(int fd)
+{
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof(addr);
+    char *name;
+
+    if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0) {
+        return strdup("an unknown address");
+    }
+    if (addr.ss_family != AF_UNIX) {
+        return name_of((struct sockaddr *)&addr, len);
+    }
+    if (len <= offsetof(struct sockaddr_un, sun_path)) {
+        return strdup("unix");
+    }
+    return asprintf(&name, "unix:%.*s", (int)(len - offsetof(struct sockaddr_un, sun_path)),
+                    ((struct sockaddr_un *)&addr)->sun_path) < 0
+               ? NULL
+               : name;
+}
+
+static int listen_tcp_one(const struct addrinfo *ai, NbdListener *ret_listener, char **ret_why)
+{
+    NbdListener listener = { .fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                                          0) };
+    int on = 1, ret;
+
+    if (listener.fd < 0) {
+        return fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
+    }
+    (void)setsockopt(listener.fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (ai->ai_family == AF_INET6) {
+        (void)setsockopt(listener.fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
+    }
+    if (bind(listener.fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(listener.fd, BACKLOG) < 0) {
+        int err = errno;
+        char *name = name_of(ai->ai_addr, ai->ai_addrlen);
+
+        ret = fail(ret_why, err, "cannot listen on %s: %s", name ? name : "it", strerror(err));
+        free(name);
+        close(listener.fd);
+        return ret;
+    }
+    listener.name = name_of_socket(listener.fd);
+    if (!listener.name) {
+        close(listener.fd);
+        return -ENOMEM;
+    }
+    *ret_listener = listener;
+    return 0;
+}
+
+/* Splits ADDR:PORT and its kin in place; *@ret_host is NULL for all addresses.  Returns whether it
+ * is one. */
+static bool split_address(char *text, char **ret_host, char **ret_port)
+{
+    static char default_port[] = DEFAULT_PORT;
+    char *host = text, *colon, *end;
+
+    if (text[0] == '[') {
+        end = strchr(text, ']');
+        if (!end || (end[1] && end[1] != ':')) {
+            return false;
+        }
+        host = text + 1;
+        colon = end[1] ? end + 1 : NULL;
+        *end = '\0';
+    } else {
+        colon = strchr(text, ':');
+        if (colon && strchr(colon + 1, ':')) {
+            return false; /* an IPv6 address without brackets */
+        }
+    }
+    *ret_port = default_port;
+    if (colon) {
+        *colon = '\0';
+        *ret_port = colon + 1;
+    }
+    *ret_host = *host ? host : NULL;
+    return **ret_port && (*ret_host || colon);
+}
+
+static int resolve(const char *text, char *copy, struct addrinfo **ret_ai, char **ret_why)
+{
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
+    char *host, *port;
+    int ret;
+
+    if (!split_address(copy, &host, &port)) {
+        return fail(ret_why, EINVAL,
+                    "'%s' is no address: expected ADDR:PORT, [ADDR]:PORT, ADDR or :PORT", text);
+    }
+    ret = getaddrinfo(host, port, &hints, ret_ai);
+    if (ret != 0) {
+        return fail(ret_why, EINVAL, "cannot resolve '%s': %s", text,
+                    ret == EAI_SYSTEM ? strerror(errno) : gai_strerror(ret));
+    }
+    return 0;
+}
+
+int nbd_listen_tcp(const char *text, int (*cb)(void *opaque, const NbdListener *listener),
+                   void *opaque, char **ret_why)
+{
+    struct addrinfo *all = NULL;
+    char *copy = strdup(text);
+    unsigned n = 0;
+    int ret = copy ? resolve(text, copy, &all, ret_why) : -ENOMEM;
+
+    free(copy);
+    if (ret < 0) {
+        return ret;
+    }
+    for (const struct addrinfo *ai = all; ai && ret == 0; ai = ai->ai_next) {
+        NbdListener listener;
+
+        ret = listen_tcp_one(ai, &listener, ret_why);
+        if (ret == -EAFNOSUPPORT && (n > 0 || ai->ai_next)) {
+            free(*ret_why); /* a machine without IPv6 has names with such addresses too */
+            *ret_why = NULL;
+            ret = 0;
+            continue;
+        }
+        if (ret == 0) {
+            ret = cb(opaque, &listener);
+            if (ret < 0) {
+                nbd_listen_close(&listener);
+            }
+            n++;
+        }
+    }
+    freeaddrinfo(all);
+    return ret;
+}
+
+/* ---- Socket activation ----------------------------------------------------------------------- */
+
+/* Source: sd_listen_fds(3). */
+int nbd_listen_activated(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
+    char *end = NULL;
+    long n = 0;
+
+    if (pid && fds && strtol(pid, &end, 10) == getpid() && *pid && !*end) {
+        n = strtol(fds, &end, 10);
+        n = *fds && !*end && n > 0 && n < 65536 ? n : 0;
+    }
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    return (int)n;
+}
+
+int nbd_listen_inherit(int fd, NbdListener *ret_listener, char **ret_why)
+{
+    int listening = 0, type = 0, flags = fcntl(fd, F_GETFL);
+    socklen_t len = sizeof(int);
+
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 ||
+        !listening) {
+        return fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no listening socket",
+                    fd);
+    }
+    len = sizeof(int);
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 || type != SOCK_STREAM) {
+        return fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no stream socket", fd);
+    }
+    if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
+        return fail(ret_why, errno, "fd %d, handed over by LISTEN_FDS: %s", fd, strerror(errno));
+    }
+    *ret_listener = (NbdListener){ .fd = fd, .name = name_of_socket(fd) };
+    return ret_listener->name ? 0 : -ENOMEM;
+}
+
+void nbd_listen_close(NbdListener *listener)
+{
+    struct stat st;
+
+    close(listener->fd);
+    if (listener->unlink_path && lstat(listener->unlink_path, &st) == 0 &&
+        st.st_dev == listener->dev && st.st_ino == listener->ino) {
+        unlink(listener->unlink_path);
+    }
+    free(listener->unlink_path);
+    free(listener->name);
+}
