@@ -143,18 +143,6 @@ TEST_P(NbdProgram, ItsSocketGoesWithItAndALeftOverOneIsReplaced)
     EXPECT_NE(stat(start.path.c_str(), &st), 0) << "removed";
 }
 
-TEST_P(NbdProgram, ASocketThatSomeoneServesIsNotTakenOver)
-{
-    MakeDisk(Disk("other"), kMiB, 77);
-    NbdServer server(Args());
-    CommandResult r = RunCommand(std::string(NBD_PROGRAM) + " --export disk=file:" + Disk("other") +
-                                 " --unix " + server.path());
-
-    EXPECT_NE(r.status, 0);
-    EXPECT_NE(r.output.find(server.path()), std::string::npos) << r.output;
-    ExpectServes(NbdClient::ConnectUnix(server.path()));
-}
-
 TEST_P(NbdProgram, ReadOnlyHoldsForAllExports)
 {
     NbdServer server(Args() + std::vector<std::string>{ "--read-only" });
@@ -322,6 +310,21 @@ TEST(NbdCommandLine, HelpAndVersion)
         EXPECT_NE(r.output.find(std::string("--") + option), std::string::npos) << option;
     }
     EXPECT_EQ(RunNbd("--version").status, 0);
+}
+
+TEST(NbdCommandLine, ASocketThatSomeoneServesIsNotTakenOver)
+{
+    TempDir dir;
+    MakeDisk(dir.Path("disk.img"), kMiB, kDiskSeed);
+    MakeDisk(dir.Path("other.img"), kMiB, 77);
+    NbdServer server({ "--export", "disk=file:" + dir.Path("disk.img") });
+    CommandResult r =
+        RunCommand(std::string(NBD_PROGRAM) + " --export disk=file:" + dir.Path("other.img") +
+                   " --unix " + server.path());
+
+    EXPECT_NE(r.status, 0);
+    EXPECT_NE(r.output.find(server.path()), std::string::npos) << r.output;
+    ExpectServes(NbdClient::ConnectUnix(server.path()));
 }
 
 TEST(NbdCommandLine, WhatIsWrongIsNamed)

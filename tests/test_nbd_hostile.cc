@@ -386,7 +386,7 @@ void BeBusy(NbdClient &c, std::mt19937 &random)
 TEST_P(NbdHostile, ClientsThatVanishWhileBusyAreForgotten)
 {
     Serve({ "--listen", "127.0.0.1:0" });
-    const int port = server_->TcpPort(), rounds = kSanitized ? 60 : 200;
+    const int port = server_->TcpPort(), rounds = kSanitized ? 50 : 100;
     std::mt19937 random(11);
     size_t lines = server_->LogLines();
 
@@ -407,7 +407,7 @@ TEST_P(NbdHostile, ClientsThatVanishWhileBusyAreForgotten)
 TEST_P(NbdHostile, ProcessesThatAreKilledWhileBusyAreForgotten)
 {
     Serve();
-    const int rounds = kSanitized ? 5 : 20;
+    const int rounds = kSanitized ? 4 : 10;
 
     for (int i = 0; i < rounds; i++) {
         int fd = NbdClient::ConnectUnix(path());
@@ -551,7 +551,7 @@ TEST_P(NbdHostile, GarbageEndsNothingButItsConnection)
 {
     Serve({ "--handshake-timeout", "2s" });
     const unsigned seed = 20;
-    const int connections = kSanitized ? 150 : 600;
+    const int connections = kSanitized ? 100 : 300;
     std::mt19937 random(seed);
 
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -572,7 +572,7 @@ TEST_P(NbdHostile, GarbageEndsNothingButItsConnection)
 
 TEST_P(NbdHostile, SigtermEndsItWhateverGoesOn)
 {
-    for (int round = 0; round < (kSanitized ? 2 : 4); round++) {
+    for (int round = 0; round < 2; round++) {
         Serve({ "--max-in-flight", "2M", "--shutdown-timeout", "100ms" },
               "blkdebug:rules=read+to=4k+never;write+to=4k+never,");
         std::mt19937 random(static_cast<unsigned>(round));
@@ -619,7 +619,7 @@ TEST_P(NbdHostile, SigtermEndsItWhateverGoesOn)
 /* The well-behaved client, too, may find the server gone in the middle of anything. */
 TEST_P(NbdHostile, SigtermAmidBusyClientsEndsIt)
 {
-    for (int round = 0; round < (kSanitized ? 2 : 8); round++) {
+    for (int round = 0; round < (kSanitized ? 2 : 4); round++) {
         std::vector<std::string> args = { "--monitor", GetParam(), "--export",
                                           "disk=file:" + dir_.Path("disk.img") };
         NbdServer server(args);
