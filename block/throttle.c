@@ -40,6 +40,8 @@ struct lane {
     ThrottlePiece *head, **tail;
     unsigned granted;
     int64_t at;
+    int64_t rest;   /* of the turn that was reserved, ns of the rate: becomes `free` at `at` */
+    int64_t free;   /* what may be passed without a reservation */
     uint64_t epoch; /* of the group, when it was reserved; written under its lock */
     /* Of those granted.  Home writes, atomic; a change of the limits reads them under the group's
      * lock.  Relaxed: a piece that is being handed on just then may be counted as not begun. */
@@ -132,27 +134,43 @@ static bool is_write_lane(const struct lane *lane)
     return lane == &lane->q->lane[1];
 }
 
-/* Reserves for the head, and as many behind it as make up a turn. */
+/* Reserves for the head, and as many behind it as make up a turn, or what is left of one. */
 static void reserve(struct lane *lane, int64_t now)
 {
     struct throttle_group *group = lane->q->s->group;
     bool write = is_write_lane(lane);
-    int64_t start, taken = 0;
+    int64_t start;
 
     throttle_group_lock(group);
     start = throttle_group_start_locked(group, write);
-    lane->at = start > now ? start : now;
+    lane->at = start > now && lane->free <= 0 ? start : now;
+    lane->rest = lane->free > 0 ? lane->free : throttle_group_turn_locked(group);
+    lane->free = 0;
     lane->epoch = throttle_group_epoch(group);
-    for (ThrottlePiece *tp = lane->head; tp && taken < THROTTLE_TURN_NS; tp = tp->next) {
+    for (ThrottlePiece *tp = lane->head; tp && lane->rest > 0; tp = tp->next) {
         uint64_t bytes = blk_priv_piece(tp)->bytes;
 
-        taken += throttle_group_charge_locked(group, write, bytes, 1, lane->at);
+        lane->rest -= throttle_group_charge_locked(group, write, bytes, 1, lane->at);
         tp->ops = throttle_group_ops_locked(group, bytes);
         tp->granted = true;
         lane->granted++;
         set_reserved(lane, lane->reserved_bytes + bytes, lane->reserved_ops + tp->ops);
     }
     throttle_group_unlock(group);
+}
+
+/* The lane's turn has come. */
+static void begin_turn(struct lane *lane, int64_t now)
+{
+    struct throttle_group *group = lane->q->s->group;
+
+    lane->free += lane->rest;
+    lane->rest = 0;
+    if (unlikely(now - lane->at > THROTTLE_TOLERANCE_NS / 2)) {
+        throttle_group_lock(group);
+        throttle_group_late_locked(group, now);
+        throttle_group_unlock(group);
+    }
 }
 
 /* Takes back what was reserved for a piece of the lane that does not begin. */
@@ -180,6 +198,9 @@ static void forget_old(struct lane *lane)
     for (ThrottlePiece *tp = lane->head; tp && old; tp = tp->next) {
         ungrant(lane, tp);
     }
+    if (old) {
+        lane->rest = lane->free = 0;
+    }
 }
 
 /* Hands on what may begin.  Callbacks below may submit, cancel, and run this again. */
@@ -195,6 +216,9 @@ static void run_lane(struct lane *lane)
         }
         if (lane->at > now && !is_draining(lane)) {
             break;
+        }
+        if (lane->rest > 0 || now - lane->at > THROTTLE_TOLERANCE_NS / 2) {
+            begin_turn(lane, now);
         }
         take_out(lane, tp);
         arm(lane);
@@ -267,9 +291,10 @@ static bool try_begin(struct lane *lane, uint64_t bytes)
     now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     throttle_group_lock(group);
     start = throttle_group_start_locked(group, write);
-    begins = ld_relaxed(&lane->q->s->draining) || start <= now;
+    begins = ld_relaxed(&lane->q->s->draining) || lane->free > 0 || start <= now;
     if (begins) {
         cost = throttle_group_charge_locked(group, write, bytes, 1, now);
+        lane->free -= lane->free > 0 ? cost : 0;
         renew_credit_locked(lane, bytes, start, cost, now);
     }
     throttle_group_unlock(group);

@@ -17,10 +17,11 @@ enum { LENGTH_MS = 1000, LENGTH_MS_MAX = 3600000 };
 
 /* One virtual clock. */
 struct pace {
-    uint64_t rate;     /* units a second; 0: no limit */
-    int64_t tolerance; /* ns */
-    int64_t tat;       /* ns of QEMU_CLOCK_REALTIME */
-    uint64_t rest;     /* of the last division: units x ns, less than the rate */
+    uint64_t rate;      /* units a second; 0: no limit */
+    int64_t tolerance;  /* ns */
+    int64_t tat;        /* ns of QEMU_CLOCK_REALTIME */
+    uint64_t rest;      /* of the last division: units x ns, less than the rate */
+    int64_t owed_until; /* until then tat is not moved up to now: see throttle_int.h */
 };
 
 /* Of each bucket: the average's, and the burst's. */
@@ -36,7 +37,8 @@ struct throttle_group {
     pthread_mutex_t lock;
     ThrottleConfig config;
     struct bucket bucket[THROTTLE_BUCKETS];
-    uint64_t epoch; /* atomic; lock to write */
+    uint64_t epoch;  /* atomic; lock to write */
+    int64_t longest; /* that a request has taken of late, ns of the slowest limit */
     struct throttle_listener *listeners;
 };
 
@@ -92,6 +94,7 @@ static void set_pace(struct pace *pace, uint64_t rate, int64_t tolerance, int64_
     pace->tolerance = tolerance;
     pace->rest = 0;
     pace->tat = tat < 9.2e18L ? (int64_t)tat : INT64_MAX;
+    pace->owed_until = 0;
 }
 
 /* How far the average's clock may run ahead in a burst. */
@@ -108,6 +111,7 @@ static void apply_config_locked(struct throttle_group *group, const ThrottleConf
 {
     group->config = *config;
     st_release(&group->epoch, group->epoch + 1);
+    group->longest = 0;
     for (int i = 0; i < THROTTLE_BUCKETS; i++) {
         const ThrottleBucket *b = &config->bucket[i];
 
@@ -326,6 +330,14 @@ static int64_t time_of(const struct pace *pace, unsigned __int128 work)
     return work < INT64_MAX / 4 ? (int64_t)work : INT64_MAX / 4;
 }
 
+/* Moves the clock up to @at, or, while time is owed, to what can still be made up for. */
+static void move_up(struct pace *pace, int64_t at)
+{
+    int64_t to = at < pace->owed_until ? at - THROTTLE_CATCH_UP_NS : at;
+
+    pace->tat = pace->tat < to ? to : pace->tat;
+}
+
 /* Returns the time that @units take. */
 static int64_t charge(struct pace *pace, uint64_t units, int64_t at)
 {
@@ -336,7 +348,9 @@ static int64_t charge(struct pace *pace, uint64_t units, int64_t at)
         return 0;
     }
     if (pace->tat < at) {
-        pace->tat = at;
+        move_up(pace, at);
+    } else {
+        pace->owed_until = 0; /* it has caught up */
     }
     work = (unsigned __int128)units * SECOND_NS + pace->rest;
     if (likely(work <= INT64_MAX)) {
@@ -374,7 +388,26 @@ int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, u
         longest = avg > longest ? avg : longest;
         charge(&b->max, units, at);
     }
+    /* Falls by half in some 45 requests that are shorter. */
+    group->longest -= group->longest / 64;
+    group->longest = longest / n > group->longest ? longest / n : group->longest;
     return longest;
+}
+
+int64_t throttle_group_turn_locked(const struct throttle_group *group)
+{
+    int64_t turn = group->longest > THROTTLE_TURN_NS ? group->longest : THROTTLE_TURN_NS;
+
+    return turn < THROTTLE_TOLERANCE_NS ? turn : THROTTLE_TOLERANCE_NS;
+}
+
+void throttle_group_late_locked(struct throttle_group *group, int64_t now)
+{
+    for (int i = 0; i < THROTTLE_BUCKETS; i++) {
+        struct bucket *b = &group->bucket[i];
+
+        b->avg.owed_until = b->max.owed_until = now + THROTTLE_CATCH_UP_NS;
+    }
 }
 
 static void refund(struct pace *pace, uint64_t units)

@@ -13,9 +13,15 @@
  * Turns.  A member reserves for what waits at its head, one reservation at a time, and gets the
  * moment at which it may begin; it sleeps until then on a timer of its own, issues, and reserves
  * again.  Reservations are granted in the order in which they were asked for, so members that
- * always have something waiting take turns, and none has to wake another one.  A reservation takes
- * as many requests as make up some TURN_NS of the rate, so that a thread that wakes late by less
- * loses no turn.
+ * always have something waiting take turns, and none has to wake another one.  A turn is worth the
+ * same for all: TURN_NS of the rate, or the longest request of late, so that a thread that wakes
+ * late by less loses no turn.  Who has less waiting than that when it reserves may use the rest
+ * once its turn has come, without another reservation: so a member with one request in flight gets
+ * as much as one with many.  What is passed so is charged as all else is, and the rate kept.
+ *
+ * Lateness.  Where requests wait, and their thread gets no processor for longer than the tolerance,
+ * the rate of that time is not forgone: until `owed_until` the virtual clocks stay where they are,
+ * and what waits catches up, for CATCH_UP_NS at most.  A quiet time is not made up for so.
  *
  * Credit.  While a group is far from its limits, a member that asks for one request has more like
  * it counted at once, up to a TURN_NS of the rate, and begins those without asking: neither the
@@ -31,8 +37,10 @@
 
 /* What a quiet time is credited with, where there is no burst. */
 #define THROTTLE_TOLERANCE_NS INT64_C(50000000)
-/* How much of the rate a reservation, or a credit, may take. */
+/* How much of the rate a reservation may take, at least, and a credit at most. */
 #define THROTTLE_TURN_NS INT64_C(1000000)
+/* How much of what was lost to lateness is made up for. */
+#define THROTTLE_CATCH_UP_NS INT64_C(1000000000)
 /* How long before now a request must have been free to begin for a credit to be given. */
 #define THROTTLE_FAR_NS (THROTTLE_TOLERANCE_NS / 2)
 /* Requests that one credit is for at most. */
@@ -74,6 +82,12 @@ int64_t throttle_group_start_locked(struct throttle_group *group, bool write);
  * the slowest limit. */
 int64_t throttle_group_charge_locked(struct throttle_group *group, bool write, uint64_t bytes,
                                      unsigned n, int64_t at);
+
+/* How much of the rate a turn is worth now. */
+int64_t throttle_group_turn_locked(const struct throttle_group *group);
+
+/* What was to begin before, and waited, begins only now: the time up to @now is owed. */
+void throttle_group_late_locked(struct throttle_group *group, int64_t now);
 
 /* Takes that back: they were counted, and do not begin. */
 void throttle_group_refund_locked(struct throttle_group *group, bool write, uint64_t bytes,

@@ -3,7 +3,7 @@
  * A block driver outside the library: a RAM disk that any number of threads may use at once.
  *
  *   cc -shared -fPIC -o ramdisk.so ramdisk.c $(pkg-config --cflags --libs aioctx)
- *   aioctx-blk --driver ./ramdisk.so --jobs 2 ramdisk:size=256M
+ *   aioctx-blk --driver ./ramdisk.so --backend ramdisk:size=256M --iothreads 2
  *
  * The memory is a mapping that fills itself with zeroes: what was never written costs nothing.
  */

@@ -124,9 +124,14 @@ TEST_F(Install, DriverOutsideTheTreeBuildsWithPkgConfigAloneAndPassesTheConforma
     ASSERT_EQ(r.status, 0) << r.output;
     std::string tool =
         "LD_LIBRARY_PATH=" + prefix_ + "/lib " + prefix_ + "/bin/aioctx-blk --driver " + module;
-    r = RunCommand(tool + " --conformance ramdisk:size=8M");
-    EXPECT_EQ(r.status, 0) << r.output;
-    EXPECT_NE(r.output.find("1..18"), std::string::npos) << r.output;
+    for (const char *monitor : { "io_uring", "epoll", "ppoll" }) {
+        r = RunCommand(tool + " --monitor " + monitor + " --conformance ramdisk:size=8M");
+        if (r.output.rfind("Bail out! cannot make a context", 0) == 0) {
+            continue; /* the kernel does not have it */
+        }
+        EXPECT_EQ(r.status, 0) << r.output;
+        EXPECT_NE(r.output.find("1..23"), std::string::npos) << r.output;
+    }
     r = RunCommand(tool + " --backend ramdisk:size=8M --iothreads 2 --rw randrw --verify crc32c"
                           " --ios 2000 --no-progress");
     EXPECT_EQ(r.status, 0) << r.output;

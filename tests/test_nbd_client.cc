@@ -10,7 +10,7 @@ TEST_P(NbdClient, Conforms)
 {
     Server server(Socket());
 
-    server.Start(With({ "memory", "9M" }));
+    server.Start(With({ kOneThread, "memory", "9M" }));
     Conforms(Spec());
 }
 
@@ -19,13 +19,14 @@ TEST_P(NbdClient, ConformsWithBlocksAndAnOddEndOrWithFewCommands)
     Server server(Socket());
 
     if (!Several()) {
-        server.Start(
-            With({ "--filter=nozero", "--filter=noextents", "--filter=fua", "memory", "5M" }));
+        server.Start(With({ kOneThread, "--filter=nozero", "--filter=noextents", "--filter=fua",
+                            "memory", "5M" }));
         Conforms(Spec());
         return;
     }
-    server.Start({ "--filter=blocksize-policy", "memory", "1234567", "blocksize-minimum=512",
-                   "blocksize-maximum=65536", "blocksize-error-policy=allow" });
+    server.Start({ kOneThread, "--filter=blocksize-policy", "memory", "1234567",
+                   "blocksize-minimum=512", "blocksize-maximum=65536",
+                   "blocksize-error-policy=allow" });
     {
         LocalContext ctx(Monitor());
         Blk blk = Open(Spec());
@@ -285,12 +286,12 @@ TEST(NbdModule, IsFoundByItsNames)
     std::string socket = dir.Path("s"), env = "AIOCTX_MODULE_DIR=/nowhere:" BLOCK_NBD_DIR;
     Server server(socket);
 
-    server.Start({ "memory", "9M" });
+    server.Start({ kOneThread, "memory", "9M" });
     CommandResult r;
     if (!kSanitized) {
         r = Tool(env, "--conformance nbd+unix:///?socket=" + socket);
         EXPECT_EQ(r.status, 0) << r.output;
-        EXPECT_NE(r.output.find("1..18"), std::string::npos) << r.output;
+        EXPECT_NE(r.output.find("1..23"), std::string::npos) << r.output;
     }
     for (const std::string &spec : { "blkdebug:nbd:socket=" + socket,
                                      "module:" BLOCK_NBD_DIR "/block-nbd.so,socket=" + socket,

@@ -146,9 +146,9 @@ TEST_P(Signals, HandlersOnTheHomeThreadLoseNothing)
             for (int k = 0; k <= i % 3; k++) {
                 pthread_kill(home, SIGUSR1);
             }
-            for (int turn = 1; shared->tickets == before || shared->bh_saw < shared->tickets ||
-                               shared->fd_saw < shared->tickets ||
-                               shared->poll_saw < shared->tickets;
+            for (int turn = 1;
+                 shared->tickets == before || shared->bh_saw < shared->tickets ||
+                 shared->fd_saw < shared->tickets || shared->poll_saw < shared->tickets;
                  turn++) {
                 if (kSignalsAreHeldBack && turn % 20000 == 0) {
                     pthread_kill(home, SIGUSR1);

@@ -5,8 +5,10 @@
 extern "C" {
 #include "block/throttle_int.h"
 }
+#include "tools/blk_random.h"
 
 #include <cerrno>
+#include <deque>
 #include <thread>
 
 static bool Contains(const std::string &text, const std::string &part)
@@ -213,6 +215,51 @@ TEST_F(ThrottleRate, ALongRequestIsNotWaitedForLongerThanAHigherLimitAsks)
     throttle_group_unlock(group);
 }
 
+TEST_F(ThrottleRate, WhatWaitedThroughAStallIsMadeUpFor)
+{
+    config.bucket[THROTTLE_OPS_TOTAL].avg = 1000;
+    Make();
+    int64_t begin = now;
+    uint64_t n = Saturate(false, 512, begin + kSecond);
+    now += 400 * 1000000; /* its thread got no processor */
+    throttle_group_lock(group);
+    throttle_group_late_locked(group, now);
+    throttle_group_unlock(group);
+    n += Saturate(false, 512, begin + 10 * kSecond);
+    EXPECT_NEAR(static_cast<double>(n), 10050, 2);
+    now += 100 * kSecond; /* a quiet time is not */
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 512, now + kSecond)), 1050, 2);
+}
+
+TEST_F(ThrottleRate, OfAnEndlessStallASecondIsMadeUpFor)
+{
+    config.bucket[THROTTLE_OPS_TOTAL].avg = 1000;
+    Make();
+    Saturate(false, 512, now + kSecond);
+    now += 60 * kSecond;
+    throttle_group_lock(group);
+    throttle_group_late_locked(group, now);
+    throttle_group_unlock(group);
+    EXPECT_NEAR(static_cast<double>(Saturate(false, 512, now + kSecond)), 2050, 2);
+}
+
+TEST_F(ThrottleRate, ATurnIsWorthTheLongestRequestOfLate)
+{
+    config.bucket[THROTTLE_BPS_TOTAL].avg = 50 << 20;
+    Make();
+    throttle_group_lock(group);
+    EXPECT_EQ(throttle_group_turn_locked(group), THROTTLE_TURN_NS);
+    int64_t ns = throttle_group_charge_locked(group, false, 512 << 10, 1, now);
+    EXPECT_EQ(throttle_group_turn_locked(group), ns);
+    for (int i = 0; i < 1000; i++) {
+        throttle_group_charge_locked(group, false, 4096, 1, now);
+    }
+    EXPECT_EQ(throttle_group_turn_locked(group), THROTTLE_TURN_NS);
+    throttle_group_charge_locked(group, false, 1 << 30, 1, now);
+    EXPECT_EQ(throttle_group_turn_locked(group), THROTTLE_TOLERANCE_NS);
+    throttle_group_unlock(group);
+}
+
 TEST_F(ThrottleRate, BadLimitsHaveAFault)
 {
     for (const ThrottleBucket &b :
@@ -221,6 +268,185 @@ TEST_F(ThrottleRate, BadLimitsHaveAFault)
            ThrottleBucket{ UINT64_C(1000000000000001), 0, 0, 0 } }) {
         config.bucket[THROTTLE_BPS_READ] = b;
         EXPECT_NE(throttle_find_fault(&config), nullptr);
+    }
+}
+
+/* ---- Members, in simulated time -------------------------------------------------------------- */
+
+/* Members of one group, each on a context of its own that this thread polls in turn.  Nothing
+ * sleeps: when no context has anything to do, the clock goes on to the next deadline. */
+class ThrottleMembers : public testing::Test
+{
+protected:
+    struct Member {
+        AioContext *ctx;
+        Blk blk;
+        std::unique_ptr<Buffer> buf;
+        std::deque<Result> slots;
+        uint64_t done = 0;
+        int64_t stalled_until = 0;
+    };
+
+    ThrottleMembers() : clock(QEMU_CLOCK_REALTIME, 1000 * kSecond)
+    {
+    }
+    void Add(const std::string &limits, int depth, size_t bytes)
+    {
+        auto m = std::make_unique<Member>();
+
+        m->ctx = aio_context_new(nullptr);
+        ASSERT_NE(m->ctx, nullptr);
+        m->blk = Open("throttle:group=members," + limits + ",null:");
+        m->buf = std::make_unique<Buffer>(bytes);
+        m->slots.resize(static_cast<size_t>(depth));
+        for (Result &slot : m->slots) {
+            Member *member = m.get();
+            slot.then = [this, member, &slot] {
+                if (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) < end) {
+                    member->done++;
+                    Submit(member, &slot);
+                }
+            };
+        }
+        members.push_back(std::move(m));
+    }
+    static void Submit(Member *m, Result *slot)
+    {
+        blk_aio_preadv(m->blk.get(), 0, &m->buf->qiov, BdrvRequestFlags(), Ended, slot);
+    }
+    /* Polls whoever is not stalled until nothing happens; the time of the next deadline. */
+    int64_t PollAll()
+    {
+        int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME), next = end;
+        bool progress = true;
+
+        while (progress) {
+            progress = false;
+            size_t first = blk_random_below(&order, members.size()); /* nobody is always first */
+            for (size_t i = 0; i < members.size(); i++) {
+                auto &m = members[(first + i) % members.size()];
+                if (m->stalled_until <= now) {
+                    qemu_set_current_aio_context(m->ctx);
+                    progress |= aio_poll(m->ctx, false);
+                }
+            }
+        }
+        for (auto &m : members) {
+            qemu_set_current_aio_context(m->ctx);
+            int64_t timeout = aio_compute_timeout(m->ctx);
+            int64_t at = timeout < 0 ? end : now + timeout;
+            next = std::min(next, std::max(at, m->stalled_until));
+        }
+        return std::max(next, now + 1);
+    }
+    /* Runs for 10 s; each wake-up comes up to @late_ns late, and once in a while a member gets no
+     * processor for up to @stall_ns. */
+    void Run(int64_t late_ns, int64_t stall_ns = 0)
+    {
+        struct blk_random random = { 17 };
+
+        end = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + 10 * kSecond;
+        for (auto &m : members) {
+            qemu_set_current_aio_context(m->ctx);
+            for (Result &slot : m->slots) {
+                Submit(m.get(), &slot);
+            }
+        }
+        while (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) < end) {
+            int64_t next = PollAll();
+
+            if (stall_ns && blk_random_below(&random, 1000) == 0) {
+                members[blk_random_below(&random, members.size())]->stalled_until =
+                    next + static_cast<int64_t>(
+                               blk_random_below(&random, static_cast<uint64_t>(stall_ns)));
+            }
+            clock.Set(next + static_cast<int64_t>(
+                                 blk_random_below(&random, static_cast<uint64_t>(late_ns) + 1)));
+        }
+    }
+    /* What was let through, in units of the limit; and that everyone has got a fair share of it. */
+    double CheckShares()
+    {
+        double all = 0;
+
+        for (auto &m : members) {
+            all += static_cast<double>(m->done * per_request(*m));
+        }
+        for (auto &m : members) {
+            double fair = all / static_cast<double>(members.size());
+            EXPECT_GE(static_cast<double>(m->done * per_request(*m)), 0.9 * fair)
+                << members.size() << " members, depth " << m->slots.size();
+        }
+        return all;
+    }
+    void End()
+    {
+        for (auto &m : members) {
+            qemu_set_current_aio_context(m->ctx);
+            m->blk.reset();
+            aio_context_unref(m->ctx);
+        }
+        members.clear();
+    }
+    uint64_t per_request(const Member &m) const
+    {
+        return in_bytes ? m.buf->size : 1;
+    }
+
+    FakeClock clock;
+    std::vector<std::unique_ptr<Member>> members;
+    int64_t end = 0;
+    bool in_bytes = false;
+    struct blk_random order = { 5 };
+};
+
+TEST_F(ThrottleMembers, ReachTheLimitWithinTwoPercentAndShareItFairly)
+{
+    for (int n = 1; n <= 4; n++) {
+        for (int64_t late_ns : { 0, 60000, 2000000 }) {
+            for (int i = 0; i < n; i++) {
+                Add("iops=1000", 32, 512);
+            }
+            Run(late_ns);
+            EXPECT_NEAR(CheckShares(), 10000, 200) << n << " members, late by " << late_ns;
+            End();
+        }
+    }
+}
+
+TEST_F(ThrottleMembers, WhoHasOneRequestWaitingGetsAsMuchAsWhoHasMany)
+{
+    Add("iops=2000", 1, 512);
+    Add("iops=2000", 32, 512);
+    Add("iops=2000", 4, 512);
+    Run(60000);
+    EXPECT_NEAR(CheckShares(), 20000, 400);
+    End();
+}
+
+TEST_F(ThrottleMembers, BytesAreSharedBetweenLargeAndSmallRequests)
+{
+    in_bytes = true;
+    Add("bps=8M", 8, 65536);
+    Add("bps=8M", 32, 4096);
+    Run(60000);
+    EXPECT_NEAR(CheckShares() / (1 << 20), 80, 1.6);
+    End();
+}
+
+TEST_F(ThrottleMembers, TheLimitIsReachedThoughThreadsStall)
+{
+    for (int n : { 1, 3 }) {
+        for (int i = 0; i < n; i++) {
+            Add("iops=1000", 32, 512);
+        }
+        Run(60000, 300 * 1000000);
+        double all = 0;
+        for (auto &m : members) {
+            all += static_cast<double>(m->done);
+        }
+        EXPECT_NEAR(all, 10000, 200) << n;
+        End();
     }
 }
 

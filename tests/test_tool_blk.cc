@@ -1,70 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* aioctx-blk, run as a user runs it. */
-#include "command.h"
-#include "support.h"
+/* aioctx-blk, run as a user runs it: options and runs. */
+#include "tool_blk_support.h"
 
-#include <algorithm>
-#include <fcntl.h>
-#include <fstream>
-#include <pty.h>
-#include <regex>
-#include <signal.h>
 #include <sstream>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 namespace
 {
-
-const std::string kProgram = BLK_PROGRAM;
-
-CommandResult Blk(const std::string &args)
-{
-    return RunCommand(kProgram + " " + args);
-}
-
-/* Status 2, and one line that begins with the program's name and has @part. */
-void ExpectRefused(const std::string &args, const std::string &part)
-{
-    CommandResult r = Blk(args);
-
-    EXPECT_EQ(r.status, 2) << args << "\n" << r.output;
-    EXPECT_EQ(std::count(r.output.begin(), r.output.end(), '\n'), 1) << args << "\n" << r.output;
-    EXPECT_EQ(r.output.rfind("aioctx-blk: ", 0), 0u) << args << "\n" << r.output;
-    EXPECT_NE(r.output.find(part), std::string::npos) << args << "\n" << r.output;
-}
-
-/* The lines of the table whose first word is @name. */
-int CountRows(const std::string &output, const std::string &name)
-{
-    std::regex row("(^|\n)" + name + " +[0-9]");
-    return static_cast<int>(std::distance(std::sregex_iterator(output.begin(), output.end(), row),
-                                          std::sregex_iterator()));
-}
-
-/* The first number that @key has in @json behind the first @behind; -1 without one. */
-double JsonNumber(const std::string &json, const std::string &behind, const std::string &key)
-{
-    size_t from = json.find(behind);
-    size_t at = from == std::string::npos ? from : json.find("\"" + key + "\": ", from);
-
-    EXPECT_NE(at, std::string::npos) << key << " in:\n" << json;
-    return at == std::string::npos ? -1 : atof(json.c_str() + at + key.size() + 4);
-}
-
-void FlipByte(const std::string &path, std::streamoff offset)
-{
-    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-    char c = 0;
-
-    file.seekg(offset);
-    file.get(c);
-    file.seekp(offset);
-    file.put(static_cast<char>(c ^ 0x40));
-    file.close();
-    ASSERT_FALSE(file.fail());
-}
 
 /* ---- The command line ------------------------------------------------------------------------ */
 
@@ -73,13 +16,16 @@ TEST(ToolBlk, HelpNamesEveryOption)
     CommandResult r = Blk("--help");
 
     EXPECT_EQ(r.status, 0);
-    for (const char *name :
-         { "file",       "backend",        "size",     "create",      "direct",
-           "registered", "iothreads",      "rw",       "rwmixread",   "bs",
-           "iodepth",    "rate",           "deadline", "verify",      "verify-errors-max",
-           "layout",     "expect-pattern", "runtime",  "ios",         "seed",
-           "fsync",      "monitor",        "json",     "no-progress", "help",
-           "version" }) {
+    for (const char *name : { "mix",         "pattern",        "ramp",         "jobs",
+                              "trace",       "replay",         "replay-speed", "plot",
+                              "offset",      "limit",          "cpus",         "driver",
+                              "conformance", "file",           "backend",      "size",
+                              "create",      "direct",         "registered",   "iothreads",
+                              "rw",          "rwmixread",      "bs",           "iodepth",
+                              "rate",        "deadline",       "verify",       "verify-errors-max",
+                              "layout",      "expect-pattern", "runtime",      "ios",
+                              "seed",        "fsync",          "monitor",      "json",
+                              "no-progress", "help",           "version" }) {
         EXPECT_NE(r.output.find(std::string("--") + name), std::string::npos) << name;
     }
     EXPECT_NE(r.output.find("Exit status"), std::string::npos);
@@ -95,7 +41,7 @@ TEST(ToolBlk, VersionIsPrinted)
 
 TEST(ToolBlk, NoOptionsGetTheShortUsage)
 {
-    CommandResult r = RunCommand(kProgram);
+    CommandResult r = RunCommand(kBlkProgram);
 
     EXPECT_EQ(r.status, 2);
     EXPECT_EQ(r.output.rfind("usage: aioctx-blk", 0), 0u) << r.output;
@@ -174,7 +120,7 @@ TEST(ToolBlk, ReadOnlyFileIsReadButNotWritten)
 
 TEST(ToolBlk, BadMonitorInTheEnvironmentGetsOneLine)
 {
-    CommandResult r = RunCommand("AIOCTX_FDMON=kqueue " + kProgram + " --backend null://");
+    CommandResult r = RunCommand("AIOCTX_FDMON=kqueue " + kBlkProgram + " --backend null://");
 
     EXPECT_EQ(r.status, 2) << r.output;
     EXPECT_EQ(std::count(r.output.begin(), r.output.end(), '\n'), 1) << r.output;
@@ -183,7 +129,8 @@ TEST(ToolBlk, BadMonitorInTheEnvironmentGetsOneLine)
 
 TEST(ToolBlk, TooFewDescriptorsIsAnErrorNotACrash)
 {
-    CommandResult r = RunCommand("ulimit -n 16; " + kProgram + " --backend null:// --iothreads 20");
+    CommandResult r =
+        RunCommand("ulimit -n 16; " + kBlkProgram + " --backend null:// --iothreads 20");
 
     EXPECT_EQ(r.status, 1) << r.output;
     EXPECT_NE(r.output.find("cannot start iothread"), std::string::npos) << r.output;
@@ -321,411 +268,6 @@ TEST(ToolBlk, FlushFollowsEveryNthWrite)
     double some = flushes("10");
     EXPECT_GE(some, 2);
     EXPECT_LE(some, 4);
-}
-
-/* ---- Verification ---------------------------------------------------------------------------- */
-
-class ToolBlkFiles : public testing::TestWithParam<const char *>
-{
-protected:
-    void SetUp() override
-    {
-        SKIP_WITHOUT_MONITOR(GetParam());
-    }
-    const std::string monitor = std::string(" --monitor ") + GetParam();
-};
-INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkFiles, testing::ValuesIn(kMonitors), MonitorName);
-
-TEST_P(ToolBlkFiles, VerifyRoundTripFindsNoMismatch)
-{
-    for (const char *how : { "", " --rate 20k", " --rate 20k --deadline 2ms",
-                             " --bs 16k --iodepth 4", " --rw rw", " --fsync 8", " --registered" }) {
-        ScratchDir dir;
-        CommandResult r = Blk("--file " + dir / "disk" +
-                              " --create --size 4M --iothreads 2 --iodepth 8 "
-                              "--rw randrw --verify crc32c --ios 6000 --json - 2>/dev/null" +
-                              how + monitor);
-        EXPECT_EQ(r.status, 0) << how << r.output;
-        EXPECT_EQ(JsonNumber(r.output, "\"total\"", "verify_mismatches"), 0) << how;
-        EXPECT_EQ(JsonNumber(r.output, "\"total\"", "verify_checked"),
-                  JsonNumber(r.output, "\"total\"", "reads"))
-            << how << r.output;
-    }
-}
-
-TEST_P(ToolBlkFiles, TimedOutDetachedWritesLeaveOldOrNewData)
-{
-    ScratchDir dir;
-    WriteFile(dir / "disk", std::string(2 << 20, '\0'));
-    CommandResult r = Blk("--backend 'file:" + dir / "disk" +
-                          "?detach=on' --iothreads 2 --iodepth 64 --bs 4k "
-                          "--rw randrw --verify crc32c --layout --deadline 200us --ios 20000" +
-                          monitor);
-
-    EXPECT_EQ(r.status, 0) << r.output;
-    EXPECT_NE(r.output.find(" 0 mismatches"), std::string::npos) << r.output;
-}
-
-class ToolBlkLaidOut : public testing::Test
-{
-protected:
-    void SetUp() override
-    {
-        CommandResult r = Blk("--file " + disk +
-                              " --create --size 1M --iothreads 2 --iodepth 4 --layout "
-                              "--verify crc32c --ios 10");
-        ASSERT_EQ(r.status, 0) << r.output;
-    }
-    CommandResult ReadBack(const std::string &more = "")
-    {
-        return Blk("--file " + disk +
-                   " --rw read --iodepth 4 --verify crc32c --expect-pattern --ios 256" + more);
-    }
-
-    ScratchDir dir;
-    std::string disk = dir / "disk";
-};
-
-TEST_F(ToolBlkLaidOut, UntouchedFilePasses)
-{
-    CommandResult r = ReadBack();
-
-    EXPECT_EQ(r.status, 0) << r.output;
-    EXPECT_NE(r.output.find("256 reads checked, 0 of content not known before, 0 mismatches"),
-              std::string::npos)
-        << r.output;
-}
-
-TEST_F(ToolBlkLaidOut, PlantedCorruptionIsFoundAtItsOffset)
-{
-    FlipByte(disk, 300000);
-    CommandResult r = ReadBack();
-
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(
-        r.output.find("mismatch at offset " + std::to_string(300000 / 512 * 512) + " (iothread 0)"),
-        std::string::npos)
-        << r.output;
-    EXPECT_NE(r.output.find("damaged pattern"), std::string::npos) << r.output;
-    EXPECT_EQ(CountRows(r.output, "total"), 1) << "the table comes all the same:\n" << r.output;
-    FlipByte(disk, 300000);
-    EXPECT_EQ(ReadBack().status, 0);
-}
-
-TEST_F(ToolBlkLaidOut, CorruptionIsFoundWithoutExpectPatternToo)
-{
-    FlipByte(disk, 700001);
-    CommandResult r =
-        Blk("--file " + disk + " --rw read --iodepth 4 --verify crc32c --ios 256 --iothreads 2");
-
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(
-        r.output.find("mismatch at offset " + std::to_string(700001 / 512 * 512) + " (iothread 1)"),
-        std::string::npos)
-        << r.output;
-}
-
-TEST_F(ToolBlkLaidOut, ForeignAndSwappedBlocksAreFound)
-{
-    std::string good = ReadFile(disk), bad = good;
-
-    bad.replace(8192, 4096, 4096, '\0');
-    WriteFile(disk, bad);
-    CommandResult r = ReadBack();
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("mismatch at offset 8192 "), std::string::npos) << r.output;
-    EXPECT_NE(r.output.find("found zeroes"), std::string::npos) << r.output;
-
-    bad = good;
-    std::swap_ranges(bad.begin() + 16384, bad.begin() + 20480, bad.begin() + 40960);
-    WriteFile(disk, bad);
-    r = ReadBack();
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("misplaced pattern (offset 40960"), std::string::npos) << r.output;
-}
-
-TEST_F(ToolBlkLaidOut, VerifyErrorsMaxGoesOnUntilThen)
-{
-    for (int i = 0; i < 5; i++) {
-        FlipByte(disk, 4096 * (10 + 20 * i));
-    }
-    CommandResult r = ReadBack(" --iodepth 1 --verify-errors-max 3");
-    std::regex line("mismatch at offset");
-
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_EQ(std::distance(std::sregex_iterator(r.output.begin(), r.output.end(), line),
-                            std::sregex_iterator()),
-              3)
-        << r.output;
-    r = ReadBack(" --verify-errors-max 100");
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("256 reads"), std::string::npos) << "ran to its end\n" << r.output;
-    EXPECT_NE(r.output.find(" 5 mismatches"), std::string::npos) << r.output;
-}
-
-/* ---- Errors and ends ------------------------------------------------------------------------- */
-
-TEST(ToolBlk, FileTooLargeForItsLimitIsAnErrorNotAnEnd)
-{
-    ScratchDir dir;
-    /* The limit is 128 KiB (256 units of 512 bytes in sh), the file is made before it. */
-    WriteFile(dir / "disk", "");
-    ASSERT_EQ(truncate((dir / "disk").c_str(), 1 << 20), 0);
-    CommandResult r = RunCommand("ulimit -f 256; " + kProgram + " --file " + dir / "disk" +
-                                 " --rw write --ios 256 --iothreads 2 --iodepth 4");
-
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("failed: File too large"), std::string::npos) << r.output;
-    EXPECT_EQ(CountRows(r.output, "total"), 1) << r.output;
-}
-
-TEST(ToolBlk, FullDiskIsAClearErrorAndNothingHangs)
-{
-    ScratchDir dir;
-    /* A mount namespace of its own: nothing is left behind. */
-    const std::string in_namespace = "unshare -m sh -c ";
-
-    if (RunCommand(in_namespace + "'mount -t tmpfs -o size=1m tmpfs " + dir.path() + "'").status !=
-        0) {
-        GTEST_SKIP() << "mounting a small tmpfs is not allowed here";
-    }
-    CommandResult r =
-        RunCommand(in_namespace + "'mount -t tmpfs -o size=1m tmpfs " + dir.path() + " && " +
-                   kProgram + " --file " + dir / "disk" +
-                   " --create --size 16M --rw randwrite --iothreads 2 --runtime 30s'");
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("failed: No space left on device"), std::string::npos) << r.output;
-    EXPECT_EQ(CountRows(r.output, "total"), 1) << r.output;
-}
-
-TEST(ToolBlk, JsonIsValidAndHasTheTablesNumbers)
-{
-    ScratchDir dir;
-    CommandResult r =
-        Blk("--backend null:// --rw randrw --rwmixread 30 --iothreads 2 --rate 10k --deadline 1s "
-            "--runtime 300ms --json " +
-            dir / "r.json");
-    ASSERT_EQ(r.status, 0) << r.output;
-    std::string json = ReadFile(dir / "r.json");
-
-    for (const char *key :
-         { "status", "config", "backend", "iothreads", "rate", "deadline_ns", "latency", "p999_ns",
-           "timer_lateness", "missed", "cancelled", "late", "syscalls_per_io", "wakeups_sent",
-           "wakeups_saved", "iops", "mib_per_s", "total" }) {
-        EXPECT_NE(json.find(std::string("\"") + key + "\": "), std::string::npos) << key;
-    }
-    EXPECT_NE(json.find("\"status\": \"ok\""), std::string::npos);
-    EXPECT_EQ(JsonNumber(json, "\"config\"", "rwmixread"), 30);
-    EXPECT_EQ(JsonNumber(json, "\"total\"", "bytes_read"),
-              4096 * JsonNumber(json, "\"total\"", "reads"));
-    EXPECT_EQ(JsonNumber(json, "\"io0\"", "reads") + JsonNumber(json, "\"io1\"", "reads"),
-              JsonNumber(json, "\"total\"", "reads"));
-    /* 10000 a second for 0.3 s: each moment of the schedule is accounted for. */
-    EXPECT_EQ(JsonNumber(json, "\"total\"", "count") + JsonNumber(json, "\"total\"", "unissued"),
-              3000);
-    if (RunCommand("command -v python3").status != 0) {
-        GTEST_SKIP() << "no python3 to check the syntax";
-    }
-    r = RunCommand("python3 -m json.tool " + dir / "r.json");
-    EXPECT_EQ(r.status, 0) << r.output << json;
-}
-
-TEST(ToolBlk, JsonToStdoutLeavesTheTableToStderr)
-{
-    CommandResult r = Blk("--backend null:// --ios 10 --json - 2>/dev/null");
-
-    EXPECT_EQ(r.status, 0);
-    EXPECT_EQ(r.output.rfind("{\n", 0), 0u) << r.output;
-    EXPECT_EQ(CountRows(r.output, "total"), 0) << r.output;
-    r = Blk("--backend null:// --ios 10 --json - 2>&1 >/dev/null");
-    EXPECT_EQ(CountRows(r.output, "total"), 1) << r.output;
-}
-
-TEST(ToolBlk, ReportsThatCannotBeWrittenAreAnError)
-{
-    CommandResult r = Blk("--backend null:// --ios 10 --json /dev/full");
-
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("cannot write /dev/full: No space left on device"), std::string::npos)
-        << r.output;
-    EXPECT_EQ(CountRows(r.output, "total"), 1) << r.output;
-    r = Blk("--backend null:// --ios 10 2>&1 >/dev/full");
-    EXPECT_EQ(r.status, 1) << r.output;
-    EXPECT_NE(r.output.find("cannot write the table"), std::string::npos) << r.output;
-}
-
-/* The program, with a terminal as its stderr, and its stdout in a file. */
-class OnTerminal
-{
-public:
-    OnTerminal(std::vector<std::string> args, const std::string &output)
-    {
-        int slave = -1, out = open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-
-        if (openpty(&master_, &slave, nullptr, nullptr, nullptr) == 0) {
-            fcntl(master_, F_SETFL, O_NONBLOCK);
-            fcntl(master_, F_SETFD, FD_CLOEXEC);
-            args.insert(args.begin(), kProgram);
-            pid_ = Spawn(args, out, slave);
-            close(slave);
-        }
-        close(out);
-    }
-    ~OnTerminal()
-    {
-        if (pid_ > 0) {
-            kill(pid_, SIGKILL);
-            waitpid(pid_, nullptr, 0);
-        }
-        close(master_);
-    }
-    void Kill(int number) const
-    {
-        kill(pid_, number);
-    }
-    /* Waits until @text has come on the terminal; false when the program ends without. */
-    bool Shows(const std::string &text)
-    {
-        bool shown = false;
-
-        WaitUntil([&] {
-            siginfo_t info = {};
-            waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
-            Read();
-            shown = seen_.find(text) != std::string::npos;
-            return shown || info.si_pid == pid_;
-        });
-        return shown;
-    }
-    /* Whether it has ended; then with which status. */
-    bool Ended(int *ret_status)
-    {
-        int status;
-
-        Read();
-        if (waitpid(pid_, &status, WNOHANG) != pid_) {
-            return false;
-        }
-        pid_ = -1;
-        Read();
-        *ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-        return true;
-    }
-    /* Waits for the end; the exit status. */
-    int Wait()
-    {
-        int status = -1;
-
-        EXPECT_TRUE(WaitUntil([&] { return Ended(&status); }));
-        return status;
-    }
-    const std::string &seen() const
-    {
-        return seen_;
-    }
-
-private:
-    static pid_t Spawn(std::vector<std::string> &args, int out, int err)
-    {
-        std::vector<char *> argv;
-
-        for (std::string &arg : args) {
-            argv.push_back(arg.data());
-        }
-        argv.push_back(nullptr);
-        pid_t pid = fork();
-        if (pid == 0) {
-            dup2(out, 1);
-            dup2(err, 2);
-            signal(SIGINT, SIG_DFL); /* who runs us in the background may ignore it */
-            execv(argv[0], argv.data());
-            _exit(127);
-        }
-        return pid;
-    }
-    void Read()
-    {
-        char buf[4096];
-        ssize_t n;
-
-        while ((n = read(master_, buf, sizeof(buf))) > 0) {
-            seen_.append(buf, static_cast<size_t>(n));
-        }
-    }
-
-    int master_ = -1;
-    pid_t pid_ = -1;
-    std::string seen_;
-};
-
-TEST(ToolBlk, ProgressLineShowsOnATerminalAndIsWipedAtTheEnd)
-{
-    ScratchDir dir;
-    OnTerminal run({ "--backend", "null://", "--rate", "1000", "--runtime", "1s" }, dir / "out");
-
-    EXPECT_TRUE(run.Shows(" s left")) << run.seen();
-    EXPECT_EQ(run.Wait(), 0);
-    for (const char *part : { " IOPS, ", " MiB/s, ", "p50 ", "p99 ", " missed, " }) {
-        EXPECT_NE(run.seen().find(part), std::string::npos) << part << "\n" << run.seen();
-    }
-    EXPECT_EQ(run.seen().substr(run.seen().size() - 4), "\r\033[K");
-    EXPECT_EQ(CountRows(ReadFile(dir / "out"), "total"), 1);
-}
-
-TEST(ToolBlk, NoProgressOptionKeepsTheTerminalEmpty)
-{
-    ScratchDir dir;
-    OnTerminal run(
-        { "--backend", "null://", "--rate", "1000", "--runtime", "700ms", "--no-progress" },
-        dir / "out");
-
-    EXPECT_EQ(run.Wait(), 0);
-    EXPECT_EQ(run.seen(), "");
-}
-
-TEST(ToolBlk, SignalEndsTheRunWithTheTable)
-{
-    for (int number : { SIGINT, SIGTERM }) {
-        ScratchDir dir;
-        OnTerminal run(
-            { "--backend", "null://", "--iothreads", "2", "--runtime", "1h", "--rate", "1000" },
-            dir / "out");
-        ASSERT_TRUE(run.Shows(" s left")) << run.seen();
-        run.Kill(number);
-        EXPECT_EQ(run.Wait(), 128 + number);
-        EXPECT_EQ(CountRows(ReadFile(dir / "out"), "io1"), 1) << ReadFile(dir / "out");
-        EXPECT_EQ(CountRows(ReadFile(dir / "out"), "total"), 1) << ReadFile(dir / "out");
-    }
-}
-
-TEST(ToolBlk, SecondSignalQuitsAtOnce)
-{
-    ScratchDir dir;
-    OnTerminal run({ "--backend", "null://?latency-ns=3600000000000", "--runtime", "1h" },
-                   dir / "out");
-    int status = -1;
-
-    ASSERT_TRUE(run.Shows(" s left")) << run.seen();
-    run.Kill(SIGINT);
-    /* The run now waits for requests that take an hour.  Again and again, since those that come
-     * together count as one. */
-    EXPECT_TRUE(WaitUntil([&] {
-        usleep(50000);
-        run.Kill(SIGINT);
-        return run.Ended(&status);
-    }));
-    EXPECT_EQ(status, 130);
-    EXPECT_EQ(CountRows(ReadFile(dir / "out"), "total"), 0) << ReadFile(dir / "out");
-}
-
-TEST(ToolBlk, RequestsThatOutliveTheRunAreCancelledAndCounted)
-{
-    CommandResult r =
-        Blk("--backend 'null://?latency-ns=3600000000000' --iodepth 8 --runtime 100ms --json - "
-            "2>/dev/null");
-
-    EXPECT_EQ(r.status, 1) << r.output; /* not what was asked for, and not by a signal */
-    EXPECT_EQ(JsonNumber(r.output, "\"total\"", "cancelled"), 8) << r.output;
 }
 
 } // namespace

@@ -13,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,7 +20,7 @@
 #include "blk_options.h"
 #include "blk_progress.h"
 #include "blk_report.h"
-#include "blk_target.h"
+#include "blk_set.h"
 #include "conformance.h"
 #include "live.h"
 
@@ -32,12 +31,10 @@
 #define SAME_SIGNAL_NS (INT64_C(100) * 1000000)
 
 struct app {
-    struct blk_options opt;
-    struct blk_target target;
+    struct blk_command command;
+    struct blk_set set;
     FILE *json;
-    IOThread **threads;
-    struct blk_job **jobs;
-    unsigned made; /* how many of both there are */
+    bool trace_failed;
     bool show_progress;
     struct blk_progress progress;
 };
@@ -93,113 +90,6 @@ static int set_up_signals(void)
     return 0;
 }
 
-/* ---- Iothreads and jobs ---------------------------------------------------------------------- */
-
-static uint64_t make_run_id(void)
-{
-    uint64_t id;
-
-    if (getrandom(&id, sizeof(id), 0) != (ssize_t)sizeof(id)) {
-        id = (uint64_t)monotonic_ns() ^ (uint64_t)getpid() << 48;
-    }
-    return id;
-}
-
-/* Returns 0 or the exit status, after a message. */
-static int make_thread(struct app *app, unsigned index)
-{
-    IOThreadOptions io_opts = { .context.monitor = app->opt.monitor, .cpus = app->opt.cpus };
-    char name[16], *why = NULL;
-    int status;
-
-    snprintf(name, sizeof(name), "io%u", index);
-    app->threads[index] = iothread_new(name, &io_opts);
-    if (!app->threads[index] && errno == EINVAL) {
-        return EXIT_USAGE; /* --cpus or AIOCTX_FDMON: the library has said so */
-    }
-    if (!app->threads[index]) {
-        status = app->opt.monitor ? EXIT_USAGE : EXIT_FAILED;
-        blk_complain("cannot start iothread %s%s%s: %s", name,
-                     app->opt.monitor ? " with --monitor " : "",
-                     app->opt.monitor ? app->opt.monitor : "", strerror(errno));
-        return status;
-    }
-    if (blk_check_context(app->target.blk, iothread_get_aio_context(app->threads[index]), &why) <
-        0) {
-        blk_complain("%s", why ? why : "the backend cannot be used with this monitor");
-        free(why);
-        iothread_destroy(app->threads[index]);
-        return EXIT_USAGE;
-    }
-    return 0;
-}
-
-static int make_job(struct app *app, unsigned index, uint64_t run_id)
-{
-    const struct blk_options *opt = &app->opt;
-    uint64_t share = opt->ios / opt->iothreads + (index < opt->ios % opt->iothreads);
-    struct blk_job_config config = {
-        .opt = opt,
-        .blk = app->target.blk,
-        .ctx = iothread_get_aio_context(app->threads[index]),
-        .news = &news,
-        .message_start = app->show_progress ? BLK_PROGRESS_CLEAR : "",
-        .index = index,
-        .initial = app->target.initial,
-        .offset_bytes = (int64_t)(index * app->target.blocks * opt->bs_bytes),
-        .blocks = app->target.blocks,
-        .ios = opt->ios ? share : UINT64_MAX,
-        .run_id = run_id,
-    };
-
-    app->jobs[index] = blk_job_new(&config);
-    if (!app->jobs[index]) {
-        blk_complain(
-            "out of memory for iothread io%u: expected a smaller --iodepth, --bs or --size", index);
-        iothread_destroy(app->threads[index]);
-        return EXIT_FAILED;
-    }
-    return 0;
-}
-
-static int make_all(struct app *app)
-{
-    uint64_t run_id = make_run_id();
-
-    app->threads = calloc(app->opt.iothreads, sizeof(*app->threads));
-    app->jobs = calloc(app->opt.iothreads, sizeof(*app->jobs));
-    if (!app->threads || !app->jobs) {
-        blk_complain("out of memory");
-        return EXIT_FAILED;
-    }
-    for (; app->made < app->opt.iothreads; app->made++) {
-        int status = make_thread(app, app->made);
-
-        if (status == 0) {
-            status = make_job(app, app->made, run_id);
-        }
-        if (status != 0) {
-            return status;
-        }
-    }
-    return 0;
-}
-
-/* The reverse of making; a job may only go when its thread is gone. */
-static void free_all(struct app *app)
-{
-    blk_target_close(&app->target);
-    for (unsigned i = 0; i < app->made; i++) {
-        iothread_destroy(app->threads[i]);
-    }
-    for (unsigned i = 0; i < app->made; i++) {
-        blk_job_free(app->jobs[i]);
-    }
-    free(app->jobs);
-    free(app->threads);
-    aio_rcu_barrier();
-}
-
 /* ---- Running --------------------------------------------------------------------------------- */
 
 static bool job_failed(const struct blk_job *job)
@@ -212,8 +102,8 @@ static bool job_failed(const struct blk_job *job)
 
 static bool all_ended(const struct app *app)
 {
-    for (unsigned i = 0; i < app->made; i++) {
-        if (blk_job_state(app->jobs[i]) == JOB_RUNNING) {
+    for (unsigned i = 0; i < app->set.made; i++) {
+        if (blk_job_state(app->set.jobs[i]) == JOB_RUNNING) {
             return false;
         }
     }
@@ -222,20 +112,51 @@ static bool all_ended(const struct app *app)
 
 static bool must_stop(const struct app *app)
 {
-    for (unsigned i = 0; i < app->made; i++) {
-        if (job_failed(app->jobs[i]) || blk_job_state(app->jobs[i]) == JOB_STUCK) {
+    for (unsigned i = 0; i < app->set.made; i++) {
+        if (job_failed(app->set.jobs[i]) || blk_job_state(app->set.jobs[i]) == JOB_STUCK) {
             return true;
         }
     }
-    return caught_signal != 0;
+    return caught_signal != 0 || app->trace_failed;
+}
+
+/* What the progress line counts down to: the last job's end. */
+static struct blk_progress_goal find_goal(const struct app *app, int64_t start_ns)
+{
+    struct blk_progress_goal goal = { 0 };
+    bool all_end = true, all_count = true;
+
+    for (unsigned g = 0; g < app->command.nr_jobs; g++) {
+        const struct blk_options *opt = &app->command.jobs[g];
+        int64_t end_ns = start_ns + opt->ramp_ns + opt->runtime_ns;
+        uint64_t ios = opt->replay ? app->set.groups[g].trace_requests : opt->ios;
+
+        all_end = all_end && opt->runtime_ns;
+        all_count = all_count && ios;
+        goal.end_ns = end_ns > goal.end_ns ? end_ns : goal.end_ns;
+        goal.ios += ios;
+    }
+    goal.end_ns = all_end ? goal.end_ns : 0;
+    goal.ios = all_count ? goal.ios : 0;
+    return goal;
 }
 
 static void show_progress(struct app *app, bool layout, int64_t start_ns)
 {
+    struct blk_progress_goal goal = find_goal(app, start_ns);
+
     if (layout) {
-        blk_progress_show_layout(app->jobs, app->made, app->target.blocks * app->made);
+        blk_progress_show_layout(app->set.jobs, app->set.made, blk_set_layout_bytes(&app->set));
     } else {
-        blk_progress_show(&app->progress, app->jobs, app->made, &app->opt, start_ns);
+        blk_progress_show(&app->progress, app->set.jobs, app->set.made, &goal, start_ns);
+    }
+}
+
+/* A trace that cannot be written ends the run. */
+static void write_trace(struct app *app)
+{
+    if (app->set.trace && !app->trace_failed) {
+        app->trace_failed = blk_trace_write(app->set.trace) < 0;
     }
 }
 
@@ -248,13 +169,14 @@ static void wait_for_jobs(struct app *app, bool layout, int64_t start_ns)
 
     for (;;) {
         event_notifier_test_and_clear(&news);
+        write_trace(app);
         if (all_ended(app)) {
             break;
         }
         if (!stopped && must_stop(app)) {
             stopped = true;
-            for (unsigned i = 0; i < app->made; i++) {
-                blk_job_stop(app->jobs[i]);
+            for (unsigned i = 0; i < app->set.made; i++) {
+                blk_job_stop(app->set.jobs[i]);
             }
         }
         if (qemu_poll_ns(&pfd, 1, timeout_ns) == 0) {
@@ -269,54 +191,68 @@ static void wait_for_jobs(struct app *app, bool layout, int64_t start_ns)
 /* Returns false when the layout was not done to its end. */
 static bool lay_out(struct app *app)
 {
-    uint64_t laid_out = 0;
+    uint64_t laid_out = 0, wanted = blk_set_layout_bytes(&app->set);
 
-    for (unsigned i = 0; i < app->made; i++) {
-        blk_job_layout(app->jobs[i]);
+    if (!wanted) {
+        return true;
+    }
+    for (unsigned i = 0; i < app->set.made; i++) {
+        if (blk_set_options(&app->set, i)->layout) {
+            blk_job_layout(app->set.jobs[i]);
+        }
     }
     wait_for_jobs(app, true, 0);
-    for (unsigned i = 0; i < app->made; i++) {
-        laid_out += blk_job_results(app->jobs[i])->counters.laid_out;
+    for (unsigned i = 0; i < app->set.made; i++) {
+        laid_out += blk_job_results(app->set.jobs[i])->counters.laid_out;
     }
-    return laid_out == app->target.blocks * app->made;
+    return laid_out == wanted;
 }
 
 static void measure(struct app *app)
 {
     int64_t start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + START_AHEAD_NS;
 
-    for (unsigned i = 0; i < app->made; i++) {
-        blk_job_run(app->jobs[i], start_ns);
+    for (unsigned i = 0; i < app->set.made; i++) {
+        blk_job_run(app->set.jobs[i], start_ns);
     }
     wait_for_jobs(app, false, start_ns);
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */
 
+static void complain_of_failure(const struct blk_job *job)
+{
+    const struct blk_failure *failure = &blk_job_results(job)->failure;
+    const char *name = blk_job_name(job);
+
+    if (strcmp(failure->what, "flush") == 0) {
+        blk_complain("%s: flush failed: %s", name, strerror(failure->error));
+    } else if (strcmp(failure->what, "drain") == 0) {
+        blk_complain("%s: at the end no request ended for too long; what was left was cancelled",
+                     name);
+    } else {
+        blk_complain("%s: %s of %lld bytes at offset %lld failed: %s", name, failure->what,
+                     (long long)failure->bytes, (long long)failure->offset_bytes,
+                     strerror(failure->error));
+    }
+}
+
 /* Says what went wrong, and returns the status for JSON: the worst that happened. */
 static const char *judge(const struct app *app, bool laid_out)
 {
     const char *status = caught_signal ? "interrupted" : "ok";
 
-    for (unsigned i = 0; i < app->made; i++) {
-        const struct blk_results *results = blk_job_results(app->jobs[i]);
-        const struct blk_failure *failure = &results->failure;
+    for (unsigned i = 0; i < app->set.made; i++) {
+        const struct blk_job *job = app->set.jobs[i];
+        const struct blk_results *results = blk_job_results(job);
 
-        if (blk_job_state(app->jobs[i]) == JOB_STUCK) {
-            blk_complain("io%u: requests were cancelled but do not end; giving up", i);
+        if (blk_job_state(job) == JOB_STUCK) {
+            blk_complain("%s: requests were cancelled but do not end; giving up",
+                         blk_job_name(job));
             return "stuck";
         }
-        if (failure->what && strcmp(failure->what, "flush") == 0) {
-            blk_complain("io%u: flush failed: %s", i, strerror(failure->error));
-        } else if (failure->what && strcmp(failure->what, "drain") == 0) {
-            blk_complain(
-                "io%u: at the end no request ended for too long; what was left was cancelled", i);
-        } else if (failure->what) {
-            blk_complain("io%u: %s of %u bytes at offset %lld failed: %s", i, failure->what,
-                         app->opt.bs_bytes, (long long)failure->offset_bytes,
-                         strerror(failure->error));
-        }
-        if (failure->what) {
+        if (results->failure.what) {
+            complain_of_failure(job);
             status = "error";
         } else if (results->counters.mismatches && strcmp(status, "error") != 0) {
             status = "mismatch";
@@ -345,23 +281,24 @@ static bool finish_stream(FILE *stream, const char *name)
 static bool report(const struct app *app, const char *status)
 {
     struct blk_report r = {
-        .opt = &app->opt,
-        .spec = app->target.spec,
-        .driver = blk_get_driver_name(app->target.blk),
-        .monitor = aio_context_get_monitor(iothread_get_aio_context(app->threads[0])),
+        .command = &app->command,
         .status = status,
-        .size_bytes = app->target.blocks * app->made * app->opt.bs_bytes,
-        .threads = app->made,
-        .jobs = app->jobs,
+        .jobs = app->set.groups,
+        .nr_jobs = app->command.nr_jobs,
+        .rows = app->set.jobs,
+        .nr_rows = app->set.made,
     };
     FILE *table = app->json == stdout ? stderr : stdout;
     bool good;
 
     blk_report_table(&r, table);
+    if (app->command.plot) {
+        blk_report_plot(&r, table);
+    }
     good = finish_stream(table, "the table");
     if (app->json) {
         blk_report_json(&r, app->json);
-        good = finish_stream(app->json, app->opt.json) && good;
+        good = finish_stream(app->json, app->command.json) && good;
     }
     return good;
 }
@@ -369,14 +306,15 @@ static bool report(const struct app *app, const char *status)
 /* Runs the jobs that have been made; returns the exit status. */
 static int run(struct app *app)
 {
-    bool laid_out = !app->opt.layout || lay_out(app), reported;
+    bool laid_out = lay_out(app), reported;
     const char *status;
 
     if (laid_out && !caught_signal) {
         measure(app);
     }
     status = judge(app, laid_out);
-    reported = report(app, status);
+    reported = blk_set_finish_trace(&app->set, strcmp(status, "stuck") != 0);
+    reported = report(app, status) && reported;
     app->json = NULL;
     if (strcmp(status, "stuck") == 0) {
         _exit(EXIT_FAILED); /* nothing that they use may be freed */
@@ -390,45 +328,69 @@ static int run(struct app *app)
 /* Before the run, so that it is not for nothing. */
 static int open_json(struct app *app)
 {
-    if (!app->opt.json) {
+    const char *path = app->command.json;
+
+    if (!path) {
         return 0;
     }
-    app->json = strcmp(app->opt.json, "-") == 0 ? stdout : fopen(app->opt.json, "we");
+    app->json = strcmp(path, "-") == 0 ? stdout : fopen(path, "we");
     if (!app->json) {
-        blk_complain("--json %s: expected a file that can be written: %s", app->opt.json,
-                     strerror(errno));
+        blk_complain("--json %s: expected a file that can be written: %s", path, strerror(errno));
         return EXIT_USAGE;
     }
     return 0;
 }
 
+static int try_conformance(const struct blk_command *command)
+{
+    ConformanceOptions opts = {
+        .monitor = command->jobs[0].monitor,
+        .seed = command->jobs[0].seed,
+        .limit_ns = command->limit_ns,
+    };
+    int failed = conformance_run(command->conformance, &opts, stdout);
+
+    return failed < 0 ? EXIT_USAGE : failed > 0 ? EXIT_FAILED : 0;
+}
+
+static int work(struct app *app)
+{
+    int status;
+
+    app->show_progress = !app->command.no_progress && isatty(STDERR_FILENO);
+    app->set.command = &app->command;
+    app->set.news = &news;
+    app->set.message_start = app->show_progress ? BLK_PROGRESS_CLEAR : "";
+    status = open_json(app);
+    if (status == 0) {
+        status = blk_set_make(&app->set);
+    }
+    if (status == 0) {
+        status = run(app);
+    }
+    blk_set_free(&app->set);
+    if (app->json && app->json != stdout) {
+        fclose(app->json);
+    }
+    return status;
+}
+
 int main(int argc, char *argv[])
 {
     static struct app app;
-    int status = blk_options_parse(&app.opt, argc, argv);
+    int status = blk_command_parse(&app.command, argc, argv);
 
     if (status >= 0) {
         return status;
     }
-    if (app.opt.conformance) {
-        status = conformance_run(app.opt.conformance, app.opt.monitor, app.opt.seed, stdout);
-        return status < 0 ? EXIT_USAGE : status > 0 ? EXIT_FAILED : 0;
-    }
-    if (set_up_signals() < 0) {
+    if (app.command.conformance) {
+        status = try_conformance(&app.command);
+    } else if (set_up_signals() < 0) {
         blk_complain("cannot make an eventfd: %s", strerror(errno));
-        return EXIT_FAILED;
+        status = EXIT_FAILED;
+    } else {
+        status = work(&app);
     }
-    app.show_progress = !app.opt.no_progress && isatty(STDERR_FILENO);
-    status = blk_target_open(&app.target, &app.opt) < 0 ? EXIT_USAGE : open_json(&app);
-    if (status == 0) {
-        status = make_all(&app);
-    }
-    if (status == 0) {
-        status = run(&app);
-    }
-    free_all(&app);
-    if (app.json && app.json != stdout) {
-        fclose(app.json);
-    }
+    blk_command_free(&app.command);
     return status;
 }

@@ -22,16 +22,22 @@ extern "C" {
 /* Zero it. */
 struct blk_progress {
     struct hist before, now;
-    uint64_t ended_before;
+    uint64_t ended_before, bytes_before;
     int64_t shown_ns; /* 0: not yet */
+};
+
+/* How long it goes on. */
+struct blk_progress_goal {
+    int64_t end_ns; /* of QEMU_CLOCK_REALTIME; 0: none is known */
+    uint64_t ios;   /* 0: none is known */
 };
 
 /* Writes the line to stderr, over the one before: rate and latency since then. */
 void blk_progress_show(struct blk_progress *progress, struct blk_job *const *jobs, unsigned threads,
-                       const struct blk_options *opt, int64_t start_ns);
+                       const struct blk_progress_goal *goal, int64_t start_ns);
 
-/* The same while blocks are laid out; @blocks: how many there are. */
-void blk_progress_show_layout(struct blk_job *const *jobs, unsigned threads, uint64_t blocks);
+/* The same while blocks are laid out; @bytes: how much there is. */
+void blk_progress_show_layout(struct blk_job *const *jobs, unsigned threads, uint64_t bytes);
 
 /* Wipes the line. */
 void blk_progress_clear(void);

@@ -1,49 +1,49 @@
 /* SPDX-License-Identifier: MIT */
-#include "blk_report.h"
+/* The numbers of each row; the table and the plots.  JSON is in blk_report_json.c. */
+#include "blk_report_int.h"
 
 #include <inttypes.h>
 #include <string.h>
 
 #include "format.h"
-#include "json.h"
+#include "blk_plot.h"
 #include "live.h"
 
-/* One row: an iothread, or the total. */
-struct row {
-    char name[16];
-    double seconds;
-    struct blk_counters counters;
-    struct hist latency, lateness;
-    AioContextStats stats;
-};
-
-static double row_iops(const struct row *row)
+uint64_t blk_row_ios(const struct blk_row *row)
 {
-    return row->seconds > 0 ? (double)(row->counters.reads + row->counters.writes) / row->seconds
-                            : 0;
+    uint64_t ios = 0;
+
+    for (int kind = 0; kind < BLK_KINDS; kind++) {
+        ios += kind == KIND_FLUSH ? 0 : row->counters.ended[kind];
+    }
+    return ios;
 }
 
-static double row_mib_per_s(const struct row *row)
+double blk_row_iops(const struct blk_row *row)
+{
+    return row->seconds > 0 ? (double)blk_row_ios(row) / row->seconds : 0;
+}
+
+double blk_row_mib_per_s(const struct blk_row *row)
 {
     double bytes = (double)(row->counters.bytes_read + row->counters.bytes_written);
 
     return row->seconds > 0 ? bytes / 1048576 / row->seconds : 0;
 }
 
-/* Requests that were issued and have ended, however. */
-static uint64_t row_ended(const struct row *row)
+double blk_row_syscalls_per_io(const struct blk_row *row)
 {
     const struct blk_counters *c = &row->counters;
-
-    return c->reads + c->writes + c->flushes + c->missed + c->cancelled + c->errors;
-}
-
-/* What the loop called itself, and what others called to wake it. */
-static double row_syscalls_per_io(const struct row *row)
-{
-    uint64_t ended = row_ended(row);
+    uint64_t ended = blk_row_ios(row) + c->ended[KIND_FLUSH] + c->missed + c->cancelled + c->errors;
 
     return ended ? (double)(row->stats.syscalls + row->stats.notifies_sent) / (double)ended : 0;
+}
+
+uint64_t blk_row_saved(const struct blk_row *row)
+{
+    const AioContextStats *s = &row->stats;
+
+    return s->notifies > s->notifies_sent ? s->notifies - s->notifies_sent : 0;
 }
 
 static void add_u64s(void *into, const void *from, size_t len)
@@ -56,7 +56,7 @@ static void add_u64s(void *into, const void *from, size_t len)
     }
 }
 
-static void add_results(struct row *row, const struct blk_results *results)
+static void add_results(struct blk_row *row, const struct blk_results *results)
 {
     double seconds = (double)(results->end_ns - results->start_ns) / 1e9;
 
@@ -66,23 +66,20 @@ static void add_results(struct row *row, const struct blk_results *results)
     }
     add_u64s(&row->counters, &results->counters, sizeof(row->counters));
     add_u64s(&row->stats, &results->stats, sizeof(row->stats));
-    hist_merge(&row->latency, &results->latency);
+    for (int kind = 0; kind < BLK_KINDS; kind++) {
+        hist_merge(&row->kinds[kind], &results->latency[kind]);
+        hist_merge(&row->latency, &results->latency[kind]);
+    }
     hist_merge(&row->lateness, &results->lateness);
 }
 
-static void make_row(struct row *row, const struct blk_report *report, unsigned index)
+void blk_row_make(struct blk_row *row, const struct blk_report *report, const char *name,
+                  unsigned first, unsigned count)
 {
     memset(row, 0, sizeof(*row));
-    snprintf(row->name, sizeof(row->name), "io%u", index);
-    add_results(row, blk_job_results(report->jobs[index]));
-}
-
-static void make_total(struct row *row, const struct blk_report *report)
-{
-    memset(row, 0, sizeof(*row));
-    strcpy(row->name, "total");
-    for (unsigned i = 0; i < report->threads; i++) {
-        add_results(row, blk_job_results(report->jobs[i]));
+    row->name = name;
+    for (unsigned i = first; i < first + count; i++) {
+        add_results(row, blk_job_results(report->rows[i]));
     }
 }
 
@@ -95,39 +92,45 @@ static struct text time_of(const struct hist *h, unsigned per_100k)
     return hist_total(h) ? format_time(hist_percentile(h, per_100k)) : none;
 }
 
-/* Wake-ups saved.  One that began before the run and was sent in it counts as sent alone. */
-static uint64_t row_saved(const struct row *row)
-{
-    const AioContextStats *s = &row->stats;
-
-    return s->notifies > s->notifies_sent ? s->notifies - s->notifies_sent : 0;
-}
-
-static void print_row(const struct row *row, FILE *stream)
+static void print_row(const struct blk_row *row, int width, FILE *stream)
 {
     const struct blk_counters *c = &row->counters;
 
-    fprintf(stream, "%-6s %7s %8.1f %7s %7s %7s %7s %7s %7s %7s %7s %7s %8.3f %7s %7s\n", row->name,
-            format_count(row_iops(row)).s, row_mib_per_s(row), time_of(&row->latency, 50000).s,
-            time_of(&row->latency, 99000).s, time_of(&row->latency, 99900).s,
-            time_of(&row->latency, 100000).s, format_count((double)c->missed).s,
-            format_count((double)c->cancelled).s, format_count((double)c->late).s,
-            time_of(&row->lateness, 50000).s, time_of(&row->lateness, 99000).s,
-            row_syscalls_per_io(row), format_count((double)row->stats.notifies_sent).s,
-            format_count((double)row_saved(row)).s);
+    fprintf(stream, "%-*s %7s %8.1f %7s %7s %7s %7s %7s %7s %7s %7s %7s %8.3f %7s %7s\n", width,
+            row->name, format_count(blk_row_iops(row)).s, blk_row_mib_per_s(row),
+            time_of(&row->latency, 50000).s, time_of(&row->latency, 99000).s,
+            time_of(&row->latency, 99900).s, time_of(&row->latency, 100000).s,
+            format_count((double)c->missed).s, format_count((double)c->cancelled).s,
+            format_count((double)c->late).s, time_of(&row->lateness, 50000).s,
+            time_of(&row->lateness, 99000).s, blk_row_syscalls_per_io(row),
+            format_count((double)row->stats.notifies_sent).s,
+            format_count((double)blk_row_saved(row)).s);
 }
 
-static void print_head(const struct blk_report *report, double seconds, FILE *stream)
+/* One line on what a job does. */
+static void print_job(const struct blk_report_job *job, double seconds, FILE *stream)
 {
-    const struct blk_options *opt = report->opt;
+    const struct blk_options *opt = job->opt;
 
-    fprintf(stream, "%s: %s", report->spec, opt->rw_name);
-    if (opt->rw == RW_MIXED) {
+    if (opt->name) {
+        fprintf(stream, "%s: ", opt->name);
+    }
+    fprintf(stream, "%s: %s", job->spec, opt->rw_name);
+    if (strcmp(opt->rw_name, "rw") == 0 || strcmp(opt->rw_name, "randrw") == 0) {
         fprintf(stream, " (%u%% reads)", opt->rwmixread);
     }
-    fprintf(stream, ", bs %s, %s in use, iodepth %u, ", format_size(opt->bs_bytes).s,
-            format_size(report->size_bytes).s, opt->iodepth);
-    if (opt->rate) {
+    if (opt->pattern.order == ORDER_ZIPF || opt->pattern.order == ORDER_HOT ||
+        strcmp(opt->rw_name, "mix") == 0) {
+        fprintf(stream, ", %s", opt->pattern_text);
+    }
+    fprintf(stream, ", bs %s, %s in use, iodepth %u, ",
+            opt->bs.min == opt->bs.max && !opt->replay ? format_size(opt->bs.max).s : opt->bs_text,
+            format_size(job->size_bytes).s, job->iodepth);
+    if (opt->replay && opt->replay_speed > 0) {
+        fprintf(stream, "%g times the speed of %s", opt->replay_speed, opt->replay);
+    } else if (opt->replay) {
+        fprintf(stream, "%s as fast as it goes", opt->replay);
+    } else if (opt->rate) {
         fprintf(stream, "open loop at %" PRIu64 "/s", opt->rate);
     } else {
         fputs("closed loop", stream);
@@ -135,31 +138,64 @@ static void print_head(const struct blk_report *report, double seconds, FILE *st
     if (opt->deadline_ns) {
         fprintf(stream, ", deadline %s", format_time((uint64_t)opt->deadline_ns).s);
     }
-    fprintf(stream, ", %s, %.2f s\n\n", report->monitor, seconds);
-    fprintf(stream, "%-6s %7s %8s %31s %23s %15s %8s %15s\n", "", "", "",
-            "----------- latency -----------", "------ deadlines ------", "- timers late -",
-            "syscalls", "-- wake-ups ---");
-    fprintf(stream, "%-6s %7s %8s %7s %7s %7s %7s %7s %7s %7s %7s %7s %8s %7s %7s\n", "thread",
-            "IOPS", "MiB/s", "p50", "p99", "p99.9", "max", "missed", "cancel", "late", "p50", "p99",
-            "per I/O", "sent", "saved");
+    fprintf(stream, ", %s, %.2f s\n", job->monitor, seconds);
 }
 
-static void print_foot(const struct row *total, const struct blk_options *opt, FILE *stream)
+static void print_head(int width, FILE *stream)
 {
+    fprintf(stream, "\n%-*s %7s %8s %31s %23s %15s %8s %15s\n", width, "", "", "",
+            "----------- latency -----------", "------ deadlines ------", "- timers late -",
+            "syscalls", "-- wake-ups ---");
+    fprintf(stream, "%-*s %7s %8s %7s %7s %7s %7s %7s %7s %7s %7s %7s %8s %7s %7s\n", width,
+            "thread", "IOPS", "MiB/s", "p50", "p99", "p99.9", "max", "missed", "cancel", "late",
+            "p50", "p99", "per I/O", "sent", "saved");
+}
+
+/* Whether some job's options have it. */
+static bool any(const struct blk_report *report, bool (*has)(const struct blk_options *opt))
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < report->nr_jobs; i++) {
+        found |= has(report->jobs[i].opt);
+    }
+    return found;
+}
+
+static bool is_open_loop(const struct blk_options *opt)
+{
+    return opt->rate || (opt->replay && opt->replay_speed > 0);
+}
+
+static bool verifies(const struct blk_options *opt)
+{
+    return opt->verify;
+}
+
+static void print_foot(const struct blk_row *total, const struct blk_report *report, FILE *stream)
+{
+    static const char *const others[] = { "discards", "zeroings", "status requests" };
     const struct blk_counters *c = &total->counters;
 
-    fprintf(stream, "\n%" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes ended well",
-            c->reads, c->writes, c->flushes);
+    fprintf(stream, "\n%" PRIu64 " reads, %" PRIu64 " writes, %" PRIu64 " flushes",
+            c->ended[KIND_READ], c->ended[KIND_WRITE], c->ended[KIND_FLUSH]);
+    for (int i = 0; i < 3; i++) {
+        if (c->ended[KIND_DISCARD + i]) {
+            fprintf(stream, ", %" PRIu64 " %s", c->ended[KIND_DISCARD + i], others[i]);
+        }
+    }
+    fputs(" ended well", stream);
     if (c->errors) {
         fprintf(stream, ", %" PRIu64 " failed", c->errors);
     }
     fputc('\n', stream);
-    if (opt->rate) {
+    if (any(report, is_open_loop)) {
         fprintf(stream,
+                "schedule: %" PRIu64 " requests began more than 1 ms late\n"
                 "backlog: %" PRIu64 " requests were scheduled but not issued before the end\n",
-                c->unissued);
+                c->begun_late, c->unissued);
     }
-    if (opt->verify) {
+    if (any(report, verifies)) {
         fprintf(stream,
                 "verify: %" PRIu64 " reads checked, %" PRIu64
                 " of content not known before, %" PRIu64 " mismatches\n",
@@ -167,113 +203,63 @@ static void print_foot(const struct row *total, const struct blk_options *opt, F
     }
 }
 
+static int name_width(const struct blk_report *report)
+{
+    size_t width = 6;
+
+    for (unsigned i = 0; i < report->nr_rows; i++) {
+        size_t len = strlen(blk_job_name(report->rows[i]));
+
+        width = len > width ? len : width;
+    }
+    return (int)width;
+}
+
+/* A job's iothreads, and, where several jobs have several of them, their sum. */
+static void print_rows(const struct blk_report *report, const struct blk_report_job *job, int width,
+                       FILE *stream)
+{
+    static struct blk_row row; /* histograms are large for a stack */
+
+    for (unsigned i = job->first; i < job->first + job->count; i++) {
+        blk_row_make(&row, report, blk_job_name(report->rows[i]), i, 1);
+        print_row(&row, width, stream);
+    }
+    if (job->opt->name && job->count > 1) {
+        blk_row_make(&row, report, job->opt->name, job->first, job->count);
+        print_row(&row, width, stream);
+    }
+}
+
 void blk_report_table(const struct blk_report *report, FILE *stream)
 {
-    static struct row row; /* histograms are large for a stack */
+    static struct blk_row row;
+    int width = name_width(report);
 
-    make_total(&row, report);
-    print_head(report, row.seconds, stream);
-    for (unsigned i = 0; i < report->threads; i++) {
-        make_row(&row, report, i);
-        print_row(&row, stream);
+    for (unsigned i = 0; i < report->nr_jobs; i++) {
+        const struct blk_report_job *job = &report->jobs[i];
+
+        blk_row_make(&row, report, "", job->first, job->count);
+        print_job(job, row.seconds, stream);
     }
-    make_total(&row, report);
-    print_row(&row, stream);
-    print_foot(&row, report->opt, stream);
-}
-
-/* ---- JSON ------------------------------------------------------------------------------------ */
-
-static void put_hist(struct json *j, const char *key, const struct hist *h)
-{
-    json_open_object(j, key);
-    json_u64(j, "count", hist_total(h));
-    json_u64(j, "p50_ns", hist_percentile(h, 50000));
-    json_u64(j, "p99_ns", hist_percentile(h, 99000));
-    json_u64(j, "p999_ns", hist_percentile(h, 99900));
-    json_u64(j, "max_ns", hist_max(h));
-    json_close_object(j);
-}
-
-static void put_row(struct json *j, const char *key, const struct row *row)
-{
-    const struct blk_counters *c = &row->counters;
-
-    json_open_object(j, key);
-    json_string(j, "name", row->name);
-    json_double(j, "seconds", row->seconds);
-    json_double(j, "iops", row_iops(row));
-    json_double(j, "mib_per_s", row_mib_per_s(row));
-    put_hist(j, "latency", &row->latency);
-    json_u64(j, "reads", c->reads);
-    json_u64(j, "writes", c->writes);
-    json_u64(j, "flushes", c->flushes);
-    json_u64(j, "bytes_read", c->bytes_read);
-    json_u64(j, "bytes_written", c->bytes_written);
-    json_u64(j, "missed", c->missed);
-    json_u64(j, "cancelled", c->cancelled);
-    json_u64(j, "late", c->late);
-    json_u64(j, "errors", c->errors);
-    json_u64(j, "unissued", c->unissued);
-    json_u64(j, "laid_out", c->laid_out);
-    json_u64(j, "verify_checked", c->checked);
-    json_u64(j, "verify_unknown", c->unknown);
-    json_u64(j, "verify_mismatches", c->mismatches);
-    put_hist(j, "timer_lateness", &row->lateness);
-    json_double(j, "syscalls_per_io", row_syscalls_per_io(row));
-    json_u64(j, "syscalls", row->stats.syscalls);
-    json_u64(j, "wakeups_sent", row->stats.notifies_sent);
-    json_u64(j, "wakeups_saved", row_saved(row));
-    json_u64(j, "iterations", row->stats.iterations);
-    json_close_object(j);
-}
-
-static void put_config(struct json *j, const struct blk_report *report)
-{
-    const struct blk_options *opt = report->opt;
-
-    json_open_object(j, "config");
-    json_string(j, "backend", report->spec);
-    json_string(j, "driver", report->driver);
-    json_string(j, "monitor", report->monitor);
-    json_u64(j, "size_bytes", report->size_bytes);
-    json_bool(j, "create", opt->create);
-    json_bool(j, "direct", opt->direct);
-    json_bool(j, "registered", opt->registered);
-    json_u64(j, "iothreads", opt->iothreads);
-    json_string(j, "rw", opt->rw_name);
-    json_u64(j, "rwmixread", opt->rwmixread);
-    json_u64(j, "bs_bytes", opt->bs_bytes);
-    json_u64(j, "iodepth", opt->iodepth);
-    json_u64(j, "rate", opt->rate);
-    json_u64(j, "deadline_ns", (uint64_t)opt->deadline_ns);
-    json_string(j, "verify", opt->verify ? "crc32c" : "none");
-    json_bool(j, "layout", opt->layout);
-    json_bool(j, "expect_pattern", opt->expect_pattern);
-    json_u64(j, "runtime_ns", (uint64_t)opt->runtime_ns);
-    json_u64(j, "ios", opt->ios);
-    json_u64(j, "seed", opt->seed);
-    json_u64(j, "fsync", opt->fsync_every);
-    json_close_object(j);
-}
-
-void blk_report_json(const struct blk_report *report, FILE *stream)
-{
-    static struct row row;
-    struct json j = { .stream = stream };
-
-    json_open_object(&j, NULL);
-    json_string(&j, "program", "aioctx-blk");
-    json_string(&j, "version", AIOCTX_VERSION);
-    json_string(&j, "status", report->status);
-    put_config(&j, report);
-    json_open_array(&j, "iothreads");
-    for (unsigned i = 0; i < report->threads; i++) {
-        make_row(&row, report, i);
-        put_row(&j, NULL, &row);
+    print_head(width, stream);
+    for (unsigned i = 0; i < report->nr_jobs; i++) {
+        print_rows(report, &report->jobs[i], width, stream);
     }
-    json_close_array(&j);
-    make_total(&row, report);
-    put_row(&j, "total", &row);
-    json_close_object(&j);
+    blk_row_make(&row, report, "total", 0, report->nr_rows);
+    print_row(&row, width, stream);
+    print_foot(&row, report, stream);
+}
+
+void blk_report_plot(const struct blk_report *report, FILE *stream)
+{
+    static struct blk_row row;
+
+    for (unsigned i = 0; i < report->nr_jobs; i++) {
+        const struct blk_report_job *job = &report->jobs[i];
+
+        blk_row_make(&row, report, "", job->first, job->count);
+        blk_plot(&row.latency, job->opt->name ? job->opt->name : "all requests", blk_plot_unicode(),
+                 stream);
+    }
 }

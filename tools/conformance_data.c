@@ -35,11 +35,10 @@ static void check_all(struct conf *c, const struct model *m, const char *after)
 {
     char *buf = conf_alloc((size_t)m->bytes);
 
-    if (conf_expect(c, blk_pread(c->blk, m->start, m->bytes, buf, 0), 0, "a read", m->start,
-                    m->bytes)) {
+    if (conf_expect(c, conf_pread(c, m->start, m->bytes, buf), 0, "a read", m->start, m->bytes)) {
         check_same(c, m, m->start, m->bytes, buf, after);
     }
-    free(buf);
+    conf_free(c, buf);
 }
 
 /* Fills a part of the backend. */
@@ -48,7 +47,7 @@ static struct model model_new(struct conf *c, int64_t start, int64_t bytes)
     struct model m = { conf_alloc((size_t)bytes), start, bytes };
 
     blk_random_fill(&c->random, m.data, (size_t)bytes);
-    conf_expect(c, blk_pwrite(c->blk, start, bytes, m.data, 0), 0, "a write", start, bytes);
+    conf_expect(c, conf_pwrite(c, start, bytes, m.data, 0), 0, "a write", start, bytes);
     return m;
 }
 
@@ -88,16 +87,15 @@ static void any_offset_and_length(struct conf *c)
         pick_range(c, &m, max, &offset, &bytes);
         if (blk_random_below(&c->random, 2)) {
             blk_random_fill(&c->random, m.data + offset, (size_t)bytes);
-            conf_expect(c, blk_pwrite(c->blk, offset, bytes, m.data + offset, 0), 0, "a write",
-                        offset, bytes);
-        } else if (conf_expect(c, blk_pread(c->blk, offset, bytes, buf, 0), 0, "a read", offset,
-                               bytes)) {
+            conf_expect(c, conf_pwrite(c, offset, bytes, m.data + offset, 0), 0, "a write", offset,
+                        bytes);
+        } else if (conf_expect(c, conf_pread(c, offset, bytes, buf), 0, "a read", offset, bytes)) {
             check_same(c, &m, offset, bytes, buf, "a write");
         }
     }
     check_all(c, &m, "writes at random places");
-    free(buf);
-    free(m.data);
+    conf_free(c, buf);
+    conf_free(c, m.data);
 }
 
 static void the_end(struct conf *c)
@@ -109,16 +107,15 @@ static void the_end(struct conf *c)
     for (int64_t n = 1; n <= bytes && n <= 5000; n = n * 3 + 1) {
         at = c->length - n;
         memset(m.data + (at - m.start), (int)n, (size_t)n);
-        conf_expect(c, blk_pwrite(c->blk, at, n, m.data + (at - m.start), 0), 0, "a write", at, n);
+        conf_expect(c, conf_pwrite(c, at, n, m.data + (at - m.start), 0), 0, "a write", at, n);
     }
     check_all(c, &m, "writes up to the end");
-    conf_expect(c, blk_pread(c->blk, c->length, 1, &byte, 0), -EINVAL, "a read", c->length, 1);
-    conf_expect(c, blk_pwrite(c->blk, c->length - 1, 2, "ab", 0), -EINVAL, "a write", c->length - 1,
-                2);
-    conf_expect(c, blk_pwrite(c->blk, c->length, 1, &byte, 0), -EINVAL, "a write", c->length, 1);
+    conf_expect(c, conf_pread(c, c->length, 1, &byte), -EINVAL, "a read", c->length, 1);
+    conf_expect(c, conf_pwrite(c, c->length - 1, 2, "ab", 0), -EINVAL, "a write", c->length - 1, 2);
+    conf_expect(c, conf_pwrite(c, c->length, 1, &byte, 0), -EINVAL, "a write", c->length, 1);
     check_all(c, &m, "writes past the end");
-    conf_expect(c, blk_pread(c->blk, c->length, 0, &byte, 0), 0, "a read", c->length, 0);
-    free(m.data);
+    conf_expect(c, conf_pread(c, c->length, 0, &byte), 0, "a read", c->length, 0);
+    conf_free(c, m.data);
 }
 
 static void longer_than_one_transfer(struct conf *c)
@@ -129,7 +126,7 @@ static void longer_than_one_transfer(struct conf *c)
     bytes = bytes > 32 << 20 ? 32 << 20 : bytes;
     m = model_new(c, 0, bytes < c->length ? bytes : c->length);
     check_all(c, &m, "one long write");
-    free(m.data);
+    conf_free(c, m.data);
 }
 
 /* Many small buffers at odd addresses, some of them empty. */
@@ -138,9 +135,8 @@ static void many_buffers(struct conf *c)
     enum { BUFFERS = 700 };
     struct model m = model_new(c, 0, conf_window(c) < 1 << 18 ? conf_window(c) : 1 << 18);
     char *mem = conf_alloc((size_t)m.bytes + BUFFERS * 8), *at = mem;
-    struct iovec iov[BUFFERS];
-    struct ended e = { 0 };
-    QEMUIOVector qiov;
+    struct iovec *iov = conf_alloc(BUFFERS * sizeof(*iov));
+    struct conf_req *r = conf_alloc(sizeof(*r));
     int64_t left = m.bytes - 1;
     int n = 0;
 
@@ -153,9 +149,9 @@ static void many_buffers(struct conf *c)
         at += len;
         left -= (int64_t)len;
     }
-    qemu_iovec_init_external(&qiov, iov, n);
-    blk_aio_preadv(c->blk, 1, &qiov, 0, conf_ended, &e);
-    if (conf_wait(c, &e) && conf_expect(c, e.ret, 0, "a read", 1, (int64_t)qiov.size)) {
+    qemu_iovec_init_external(&r->qiov, iov, n);
+    conf_submit(c, r, CONF_READ, 1, (int64_t)r->qiov.size, NULL, 0, NULL);
+    if (conf_wait(c, r) && conf_expect(c, r->ret, 0, "a read", 1, r->bytes)) {
         int64_t offset = 1;
 
         for (int i = 0; i < n; offset += (int64_t)iov[i++].iov_len) {
@@ -166,14 +162,16 @@ static void many_buffers(struct conf *c)
         blk_random_fill(&c->random, iov[i].iov_base, iov[i].iov_len);
         memcpy(m.data + k, iov[i].iov_base, iov[i].iov_len);
     }
-    e = (struct ended){ 0 };
-    blk_aio_pwritev(c->blk, 1, &qiov, BDRV_REQ_FUA, conf_ended, &e);
-    if (conf_wait(c, &e)) {
-        conf_expect(c, e.ret, 0, "a write", 1, (int64_t)qiov.size);
+    if (!c->lost) {
+        conf_submit(c, r, CONF_WRITE, 1, r->bytes, NULL, BDRV_REQ_FUA, NULL);
+        conf_wait(c, r);
+        conf_expect(c, r->ret, 0, "a write", 1, r->bytes);
     }
     check_all(c, &m, "a write from many buffers");
-    free(mem);
-    free(m.data);
+    conf_free(c, r);
+    conf_free(c, iov);
+    conf_free(c, mem);
+    conf_free(c, m.data);
 }
 
 static void zeroes(struct conf *c)
@@ -186,11 +184,11 @@ static void zeroes(struct conf *c)
         pick_range(c, &m, i % 2 ? 70000 : 9 * (int64_t)c->limits.request_alignment, &offset,
                    &bytes);
         memset(m.data + offset, 0, (size_t)bytes);
-        conf_expect(c, blk_pwrite_zeroes(c->blk, offset, bytes, flags[i % 3]), 0, "a zeroing",
+        conf_expect(c, conf_do(c, CONF_ZEROES, offset, bytes, NULL, flags[i % 3]), 0, "a zeroing",
                     offset, bytes);
     }
     check_all(c, &m, "zeroing");
-    free(m.data);
+    conf_free(c, m.data);
 }
 
 /* What is discarded may read as anything, the rest must not. */
@@ -202,14 +200,15 @@ static void discards(struct conf *c)
 
     for (int i = 0; i < 60 && !c->faults; i++) {
         pick_range(c, &m, 70000, &offset, &bytes);
-        conf_expect(c, blk_pdiscard(c->blk, offset, bytes), 0, "a discard", offset, bytes);
-        if (conf_expect(c, blk_pread(c->blk, offset, bytes, buf, 0), 0, "a read", offset, bytes)) {
+        conf_expect(c, conf_do(c, CONF_DISCARD, offset, bytes, NULL, 0), 0, "a discard", offset,
+                    bytes);
+        if (conf_expect(c, conf_pread(c, offset, bytes, buf), 0, "a read", offset, bytes)) {
             memcpy(m.data + offset, buf, (size_t)bytes);
         }
     }
     check_all(c, &m, "discards");
-    free(buf);
-    free(m.data);
+    conf_free(c, buf);
+    conf_free(c, m.data);
 }
 
 /* Extents follow one another without a gap, and where one is said to be zero it reads so. */
@@ -221,11 +220,10 @@ static void status(struct conf *c)
 
     if (m.bytes >= 1 << 18) {
         memset(m.data + 65536, 0, 131072);
-        blk_pwrite_zeroes(c->blk, 65536, 131072, BDRV_REQ_MAY_UNMAP);
+        conf_do(c, CONF_ZEROES, 65536, 131072, NULL, BDRV_REQ_MAY_UNMAP);
     }
     for (int64_t at = 0; at < m.bytes && n < 100000 && !c->faults; at += e.bytes, n++) {
-        memset(&e, 0xff, sizeof(e));
-        if (!conf_expect(c, blk_block_status(c->blk, at, m.bytes - at, &e), 0, "a status", at,
+        if (!conf_expect(c, conf_status(c, at, m.bytes - at, &e), 0, "a status", at,
                          m.bytes - at)) {
             break;
         }
@@ -244,9 +242,9 @@ static void status(struct conf *c)
             }
         }
     }
-    conf_expect(c, blk_block_status(c->blk, c->length, 1, &e), -EINVAL, "a status", c->length, 1);
+    conf_expect(c, conf_status(c, c->length, 1, &e), -EINVAL, "a status", c->length, 1);
     check_all(c, &m, "asking for the status");
-    free(m.data);
+    conf_free(c, m.data);
 }
 
 /* It reads the same twice. */
@@ -255,11 +253,11 @@ static void reads_repeat(struct conf *c)
     int64_t bytes = conf_window(c);
     char *a = conf_alloc((size_t)bytes), *b = conf_alloc((size_t)bytes);
 
-    conf_expect(c, blk_pread(c->blk, 0, bytes, a, 0), 0, "a read", 0, bytes);
-    conf_expect(c, blk_pread(c->blk, 0, bytes, b, 0), 0, "a read", 0, bytes);
+    conf_expect(c, conf_pread(c, 0, bytes, a), 0, "a read", 0, bytes);
+    conf_expect(c, conf_pread(c, 0, bytes, b), 0, "a read", 0, bytes);
     CHECK(c, !memcmp(a, b, (size_t)bytes), "two reads of the same bytes differ");
-    free(a);
-    free(b);
+    conf_free(c, a);
+    conf_free(c, b);
 }
 
 const check conformance_data[] = {

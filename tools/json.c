@@ -154,3 +154,9 @@ void json_null(struct json *j, const char *key)
     begin_item(j, key);
     fputs("null", j->stream);
 }
+
+void json_u64_pair(struct json *j, uint64_t first, uint64_t second)
+{
+    begin_item(j, NULL);
+    fprintf(j->stream, "[%" PRIu64 ", %" PRIu64 "]", first, second);
+}

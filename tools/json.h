@@ -32,6 +32,8 @@ void json_close_array(struct json *j);
 /* NULL is written as null.  Bytes that are no UTF-8 become U+FFFD. */
 void json_string(struct json *j, const char *key, const char *value);
 void json_u64(struct json *j, const char *key, uint64_t value);
+/* An array of two numbers, on one line. */
+void json_u64_pair(struct json *j, uint64_t first, uint64_t second);
 /* With 15 significant digits; null for what is no number. */
 void json_double(struct json *j, const char *key, double value);
 void json_bool(struct json *j, const char *key, bool value);
