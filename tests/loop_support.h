@@ -88,4 +88,7 @@ protected:
 #define ON_EACH_MONITOR(suite) \
     INSTANTIATE_TEST_SUITE_P(Monitors, suite, testing::ValuesIn(kMonitors), MonitorName)
 
+#define ON_EACH_MONITOR_OF_A_SLOW_SUITE(suite) \
+    INSTANTIATE_TEST_SUITE_P(Monitors, suite, testing::ValuesIn(kMonitorsOfSlowSuites), MonitorName)
+
 #endif

@@ -23,7 +23,7 @@ protected:
     }
 };
 
-ON_EACH_MONITOR(NbdHandshake);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdHandshake);
 
 TEST_P(NbdHandshake, GreetingIsFixedNewstyle)
 {

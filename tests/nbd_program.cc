@@ -36,7 +36,7 @@ protected:
     TempDir dir_;
 };
 
-ON_EACH_MONITOR(NbdProgram);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdProgram);
 
 std::vector<std::string> operator+(std::vector<std::string> a, const std::vector<std::string> &b)
 {

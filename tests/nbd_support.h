@@ -193,12 +193,13 @@ protected:
 using MonitorAndConnections = std::tuple<const char *, bool>;
 
 #define INSTANTIATE_NBD_CLIENT() \
-    INSTANTIATE_TEST_SUITE_P(Monitors, NbdClient, \
-                             testing::Combine(testing::ValuesIn(kMonitors), testing::Bool()), \
-                             [](const testing::TestParamInfo<MonitorAndConnections> &param) { \
-                                 return std::string(std::get<0>(param.param)) + \
-                                        (std::get<1>(param.param) ? "_several" : "_one"); \
-                             })
+    INSTANTIATE_TEST_SUITE_P( \
+        Monitors, NbdClient, \
+        testing::Combine(testing::ValuesIn(kMonitorsOfSlowSuites), testing::Bool()), \
+        [](const testing::TestParamInfo<MonitorAndConnections> &param) { \
+            return std::string(std::get<0>(param.param)) + \
+                   (std::get<1>(param.param) ? "_several" : "_one"); \
+        })
 
 /* A read or a write in flight, with a buffer of its own. */
 struct Request {

@@ -119,7 +119,7 @@ protected:
     std::unique_ptr<NbdServer> server_;
 };
 
-ON_EACH_MONITOR(NbdTlsServer);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdTlsServer);
 
 /* ---- The protocol ---------------------------------------------------------------------------- */
 

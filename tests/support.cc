@@ -18,6 +18,8 @@
 #include <unistd.h>
 
 const std::vector<const char *> kMonitors = { "io_uring", "epoll", "ppoll" };
+const std::vector<const char *> kMonitorsOfSlowSuites =
+    kSanitized ? std::vector<const char *>{ "io_uring" } : kMonitors;
 
 std::string MonitorName(const testing::TestParamInfo<const char *> &info)
 {

@@ -34,6 +34,10 @@ constexpr bool kSanitized = false;
 /* Every monitor there is: the one list that parameterised suites run on. */
 extern const std::vector<const char *> kMonitors;
 
+/* For suites that take seconds, with whole programs or disks: all, but io_uring alone where a
+ * sanitizer slows them down.  What differs between monitors is tried there by those of aio/. */
+extern const std::vector<const char *> kMonitorsOfSlowSuites;
+
 /* INSTANTIATE_TEST_SUITE_P()'s last argument: cases are named after their monitor. */
 std::string MonitorName(const testing::TestParamInfo<const char *> &info);
 

@@ -58,7 +58,8 @@ protected:
     ConformanceOptions opts = {};
 };
 
-INSTANTIATE_TEST_SUITE_P(Monitors, Conformance, testing::ValuesIn(kMonitors), MonitorName);
+INSTANTIATE_TEST_SUITE_P(Monitors, Conformance, testing::ValuesIn(kMonitorsOfSlowSuites),
+                         MonitorName);
 
 TEST_P(Conformance, DriversInMemoryPass)
 {

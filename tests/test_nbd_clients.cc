@@ -65,7 +65,7 @@ protected:
     std::unique_ptr<NbdServer> server_;
 };
 
-ON_EACH_MONITOR(NbdClients);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdClients);
 
 /* ---- libnbd ---------------------------------------------------------------------------------- */
 

@@ -132,7 +132,7 @@ protected:
     long rss_kb_ = 0;
 };
 
-ON_EACH_MONITOR(NbdHostile);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdHostile);
 
 using Clients = std::vector<std::unique_ptr<NbdClient>>;
 

@@ -39,7 +39,7 @@ protected:
     }
 };
 
-ON_EACH_MONITOR(NbdWire);
+ON_EACH_MONITOR_OF_A_SLOW_SUITE(NbdWire);
 
 constexpr NbdSession::Mode kModes[] = { NbdSession::SIMPLE, NbdSession::STRUCTURED };
 

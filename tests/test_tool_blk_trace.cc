@@ -27,7 +27,8 @@ protected:
     ScratchDir dir;
     const std::string trace = dir / "trace", again = dir / "again";
 };
-INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkTrace, testing::ValuesIn(kMonitors), MonitorName);
+INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkTrace, testing::ValuesIn(kMonitorsOfSlowSuites),
+                         MonitorName);
 
 /* The words of each request's line. */
 std::vector<std::vector<std::string>> Requests(const std::string &path)

@@ -30,7 +30,8 @@ protected:
     }
     const std::string monitor = std::string(" --monitor ") + GetParam();
 };
-INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkFiles, testing::ValuesIn(kMonitors), MonitorName);
+INSTANTIATE_TEST_SUITE_P(Monitors, ToolBlkFiles, testing::ValuesIn(kMonitorsOfSlowSuites),
+                         MonitorName);
 
 TEST_P(ToolBlkFiles, VerifyRoundTripFindsNoMismatch)
 {
