@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS_AT_ONCE = 3
 
 # The exit statuses differ from GoogleTest's 1, so that a leak beside a failed case counts too.
 SANITIZER_ENV = {
@@ -68,7 +69,7 @@ def say(text):
 # ---- Building ----------------------------------------------------------------------------------
 
 
-def build(config, jobs):
+def build(config, jobs, nice=0):
     """Configures and builds; returns None, or the output when that failed."""
     env = dict(os.environ)
     if config.compiler:
@@ -78,7 +79,7 @@ def build(config, jobs):
         setup = ['meson', 'configure', str(config.build), *options]
     else:
         setup = ['meson', 'setup', str(config.build), str(ROOT), *options]
-    ninja = ['ninja', '-C', str(config.build), '-j', str(jobs)]
+    ninja = ['nice', '-n', str(nice), 'ninja', '-C', str(config.build), '-j', str(jobs)]
     # The build files first: they say what the tests of a suite need.
     for command in (setup, [*ninja, 'build.ninja'], ninja):
         if command is ninja and config.suite:
@@ -104,10 +105,11 @@ def targets_of(config):
 
 
 def tests_of(config):
-    """The tests that meson knows, as its introspection describes them; the longest first."""
+    """The tests that meson knows, as its introspection describes them; by priority: those that
+    take longest have the highest."""
     tests = [t for t in introspect(config, '--tests')
              if config.suite is None or any(s.split(':')[-1] == config.suite for s in t['suite'])]
-    return sorted(tests, key=lambda t: -t['timeout'])
+    return sorted(tests, key=lambda t: -t['priority'])
 
 
 # ---- Running one program -----------------------------------------------------------------------
@@ -274,18 +276,38 @@ def run_tests(config, tests, jobs):
     return total
 
 
-def check(config, jobs):
-    """Builds a configuration and runs its tests."""
+def check(config, output):
+    """Runs the tests of a configuration whose build ended with @output; returns its result."""
     result = Result()
-    say(f'== {config.name}: building in {config.build.relative_to(ROOT)}/')
-    began = time.monotonic()
-    output = build(config, jobs)
     if output is not None:
         say(output)
         result.failed.append(f'{config.name}: the build')
         return result
-    say(f'== {config.name}: testing (built in {time.monotonic() - began:.0f} s)')
-    return run_tests(config, tests_of(config), min(jobs, 2))
+    say(f'== {config.name}: testing')
+    return run_tests(config, tests_of(config), TESTS_AT_ONCE)
+
+
+def check_all(configs, jobs):
+    """Builds the configurations one after the other, and runs the tests of each meanwhile: tests
+    wait a lot, and a build behind them takes only the processor time that they leave."""
+    built, results = queue.SimpleQueue(), []
+
+    def builder():
+        for i, config in enumerate(configs):
+            began = time.monotonic()
+            try:
+                output = build(config, jobs, nice=19 if i else 0)
+            except OSError as error:
+                output = str(error)
+            say(f'== {config.name}: built in {config.build.relative_to(ROOT)}/ '
+                f'({time.monotonic() - began:.0f} s)')
+            built.put(output)
+
+    say(f'== building {", ".join(c.name for c in configs)}')
+    threading.Thread(target=builder, daemon=True).start()
+    for config in configs:
+        results.append((config.name, check(config, built.get())))
+    return results
 
 
 def report(results):
