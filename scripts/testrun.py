@@ -28,7 +28,9 @@ SANITIZER_ENV = {
                     'strict_string_checks=1',
     'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1',
     # liburcu as the distribution builds it is not instrumented; our wrapper announces its edges.
-    'TSAN_OPTIONS': 'ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1',
+    # At the end of each process, of which tests start thousands, a second is waited by default.
+    'TSAN_OPTIONS': 'ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1:'
+                    'atexit_sleep_ms=50',
 }
 LINE = re.compile(r'^\[\s*(RUN|OK|FAILED|SKIPPED)\s*\] ([\w/]+\.[\w/]+)')
 
