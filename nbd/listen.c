@@ -224,6 +224,15 @@ static bool split_address(char *text, char **ret_host, char **ret_port)
     return **ret_port && (*ret_host || colon);
 }
 
+/* getaddrinfo(3) takes numbers beyond 65535 modulo 65536. */
+static bool is_port_too_large(const char *port)
+{
+    char *end;
+    unsigned long n = strtoul(port, &end, 10);
+
+    return end != port && !*end && n > 65535;
+}
+
 static int resolve(const char *text, char *copy, struct addrinfo **ret_ai, char **ret_why)
 {
     struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
@@ -233,6 +242,9 @@ static int resolve(const char *text, char *copy, struct addrinfo **ret_ai, char 
     if (!split_address(copy, &host, &port)) {
         return fail(ret_why, EINVAL,
                     "'%s' is no address: expected ADDR:PORT, [ADDR]:PORT, ADDR or :PORT", text);
+    }
+    if (is_port_too_large(port)) {
+        return fail(ret_why, EINVAL, "'%s': the port is a number up to 65535", text);
     }
     ret = getaddrinfo(host, port, &hints, ret_ai);
     if (ret != 0) {

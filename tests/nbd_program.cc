@@ -350,6 +350,7 @@ TEST(NbdCommandLine, WhatIsWrongIsNamed)
         { export_arg + "--unix /does/not/exist/s", "/does/not/exist/s" },
         { export_arg + "--unix " + dir.Path(std::string(200, 'p')), "ppp" },
         { export_arg + "--listen nowhere", "--listen" },
+        { export_arg + "--listen 127.0.0.1:65536", "up to 65535" },
     };
 
     for (const auto &t : cases) {
