@@ -1,25 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "nbd/export.h"
 
+#include <aioctx/block_driver.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "nbd/wire.h"
-
-static __attribute__((format(printf, 3, 4))) int fail(char **ret_why, int err, const char *fmt, ...)
-{
-    va_list args;
-
-    va_start(args, fmt);
-    if (vasprintf(ret_why, fmt, args) < 0) {
-        *ret_why = NULL;
-    }
-    va_end(args);
-    return -err;
-}
 
 static void export_free(NbdExport *export)
 {
@@ -32,8 +20,8 @@ static void export_free(NbdExport *export)
 static int check_text(const char *what, const char *text, char **ret_why)
 {
     if (strlen(text) > NBD_STRING_MAX) {
-        return fail(ret_why, EINVAL, "%s is too long: expected up to %d bytes", what,
-                    NBD_STRING_MAX);
+        return blk_fail(ret_why, EINVAL, "%s is too long: expected up to %d bytes", what,
+                        NBD_STRING_MAX);
     }
     return 0;
 }
@@ -51,7 +39,7 @@ int nbd_exports_add(NbdExports *exports, const char *name, const char *spec,
         return ret;
     }
     if (nbd_exports_find(exports, name, strlen(name))) {
-        return fail(ret_why, EEXIST, "there is an export '%s' already", name);
+        return blk_fail(ret_why, EEXIST, "there is an export '%s' already", name);
     }
     grown = realloc(exports->all, (exports->n + 1) * sizeof(*grown));
     if (!grown) {

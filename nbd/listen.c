@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "nbd/listen.h"
 
+#include <aioctx/block_driver.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,18 +18,6 @@
 
 enum { BACKLOG = 1024, FIRST_ACTIVATED_FD = 3 };
 #define DEFAULT_PORT "10809"
-
-static __attribute__((format(printf, 3, 4))) int fail(char **ret_why, int err, const char *fmt, ...)
-{
-    va_list args;
-
-    va_start(args, fmt);
-    if (vasprintf(ret_why, fmt, args) < 0) {
-        *ret_why = NULL;
-    }
-    va_end(args);
-    return -err;
-}
 
 /* ---- Unix sockets ---------------------------------------------------------------------------- */
 
@@ -71,13 +59,14 @@ static int remove_stale(const char *path, const struct sockaddr_un *addr, char *
         return 0; /* bind() says what is wrong, if something is */
     }
     if (!S_ISSOCK(st.st_mode)) {
-        return fail(ret_why, EEXIST, "'%s' is there already, and is no socket", path);
+        return blk_fail(ret_why, EEXIST, "'%s' is there already, and is no socket", path);
     }
     if (try_connect_again(addr) != -ECONNREFUSED) {
-        return fail(ret_why, EADDRINUSE, "another program listens on '%s'", path);
+        return blk_fail(ret_why, EADDRINUSE, "another program listens on '%s'", path);
     }
     if (unlink(path) < 0 && errno != ENOENT) {
-        return fail(ret_why, errno, "cannot replace the socket '%s': %s", path, strerror(errno));
+        return blk_fail(ret_why, errno, "cannot replace the socket '%s': %s", path,
+                        strerror(errno));
     }
     return 0;
 }
@@ -90,8 +79,8 @@ int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
     int ret;
 
     if (!path[0] || strlen(path) >= sizeof(addr.sun_path)) {
-        return fail(ret_why, EINVAL, "'%s' is no path of a socket: expected 1 to %zu bytes", path,
-                    sizeof(addr.sun_path) - 1);
+        return blk_fail(ret_why, EINVAL, "'%s' is no path of a socket: expected 1 to %zu bytes",
+                        path, sizeof(addr.sun_path) - 1);
     }
     strcpy(addr.sun_path, path);
     ret = remove_stale(path, &addr, ret_why);
@@ -100,11 +89,11 @@ int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
     }
     listener.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener.fd < 0) {
-        return fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
+        return blk_fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
     }
     if (bind(listener.fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
         listen(listener.fd, BACKLOG) < 0) {
-        ret = fail(ret_why, errno, "cannot listen on '%s': %s", path, strerror(errno));
+        ret = blk_fail(ret_why, errno, "cannot listen on '%s': %s", path, strerror(errno));
         close(listener.fd);
         return ret;
     }
@@ -170,7 +159,7 @@ static int listen_tcp_one(const struct addrinfo *ai, NbdListener *ret_listener, 
     int on = 1, ret;
 
     if (listener.fd < 0) {
-        return fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
+        return blk_fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
     }
     (void)setsockopt(listener.fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (ai->ai_family == AF_INET6) {
@@ -180,7 +169,7 @@ static int listen_tcp_one(const struct addrinfo *ai, NbdListener *ret_listener, 
         int err = errno;
         char *name = name_of(ai->ai_addr, ai->ai_addrlen);
 
-        ret = fail(ret_why, err, "cannot listen on %s: %s", name ? name : "it", strerror(err));
+        ret = blk_fail(ret_why, err, "cannot listen on %s: %s", name ? name : "it", strerror(err));
         free(name);
         close(listener.fd);
         return ret;
@@ -240,16 +229,16 @@ static int resolve(const char *text, char *copy, struct addrinfo **ret_ai, char 
     int ret;
 
     if (!split_address(copy, &host, &port)) {
-        return fail(ret_why, EINVAL,
-                    "'%s' is no address: expected ADDR:PORT, [ADDR]:PORT, ADDR or :PORT", text);
+        return blk_fail(ret_why, EINVAL,
+                        "'%s' is no address: expected ADDR:PORT, [ADDR]:PORT, ADDR or :PORT", text);
     }
     if (is_port_too_large(port)) {
-        return fail(ret_why, EINVAL, "'%s': the port is a number up to 65535", text);
+        return blk_fail(ret_why, EINVAL, "'%s': the port is a number up to 65535", text);
     }
     ret = getaddrinfo(host, port, &hints, ret_ai);
     if (ret != 0) {
-        return fail(ret_why, EINVAL, "cannot resolve '%s': %s", text,
-                    ret == EAI_SYSTEM ? strerror(errno) : gai_strerror(ret));
+        return blk_fail(ret_why, EINVAL, "cannot resolve '%s': %s", text,
+                        ret == EAI_SYSTEM ? strerror(errno) : gai_strerror(ret));
     }
     return 0;
 }
@@ -314,15 +303,17 @@ int nbd_listen_inherit(int fd, NbdListener *ret_listener, char **ret_why)
 
     if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 ||
         !listening) {
-        return fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no listening socket",
-                    fd);
+        return blk_fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no listening socket",
+                        fd);
     }
     len = sizeof(int);
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 || type != SOCK_STREAM) {
-        return fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no stream socket", fd);
+        return blk_fail(ret_why, EINVAL, "fd %d, handed over by LISTEN_FDS, is no stream socket",
+                        fd);
     }
     if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0) {
-        return fail(ret_why, errno, "fd %d, handed over by LISTEN_FDS: %s", fd, strerror(errno));
+        return blk_fail(ret_why, errno, "fd %d, handed over by LISTEN_FDS: %s", fd,
+                        strerror(errno));
     }
     *ret_listener = (NbdListener){ .fd = fd, .name = name_of_socket(fd) };
     return ret_listener->name ? 0 : -ENOMEM;

@@ -181,6 +181,25 @@ static void put_info(NbdConn *conn, const NbdExport *export, unsigned type)
     nbd_handshake_put(hs, data, (size_t)(p - data));
 }
 
+/* The export that an option names, once all of the option was read; NULL, and the answer is given:
+ * its lengths were wrong, or there is none. */
+static const NbdExport *find_export(NbdConn *conn, const Reader *r, const uint8_t *name,
+                                    size_t bytes)
+{
+    NbdHandshake *hs = conn->handshake;
+    const NbdExport *export;
+
+    if (r->bad || r->left > 0) {
+        put_error(hs, NBD_REP_ERR_INVALID, "the lengths in the option do not fit");
+        return NULL;
+    }
+    export = nbd_exports_find(conn->server->opt.exports, name, bytes);
+    if (!export) {
+        refuse_export(hs, name, bytes);
+    }
+    return export;
+}
+
 /* NBD_OPT_INFO and NBD_OPT_GO. */
 static void opt_info(NbdConn *conn, Reader r)
 {
@@ -194,13 +213,8 @@ static void opt_info(NbdConn *conn, Reader r)
     count = read_bytes(&r, 2);
     n = r.bad ? 0 : get_be16(count);
     types = read_bytes(&r, 2 * n);
-    if (r.bad || r.left > 0) {
-        put_error(hs, NBD_REP_ERR_INVALID, "the lengths in the option do not fit");
-        return;
-    }
-    export = nbd_exports_find(conn->server->opt.exports, name, bytes);
+    export = find_export(conn, &r, name, bytes);
     if (!export) {
-        refuse_export(hs, name, bytes);
         return;
     }
     for (size_t i = 0; i < n; i++) {
@@ -257,13 +271,8 @@ static void opt_meta(NbdConn *conn, Reader r)
                     (!set && same(query, query_bytes, "base:"));
         }
     }
-    if (r.bad || r.left > 0) {
-        put_error(hs, NBD_REP_ERR_INVALID, "the lengths in the option do not fit");
-        return;
-    }
-    export = nbd_exports_find(conn->server->opt.exports, name, bytes);
+    export = find_export(conn, &r, name, bytes);
     if (!export) {
-        refuse_export(hs, name, bytes);
         return;
     }
     if (found) {

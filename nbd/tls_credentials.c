@@ -5,9 +5,9 @@
  */
 #include "nbd/tls_int.h"
 
+#include <aioctx/block_driver.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,26 +21,12 @@ enum { MAX_FILE_BYTES = 4 << 20 };
 static const char default_priority[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
 static const char psk_priority[] = ":+ECDHE-PSK:+DHE-PSK:+PSK";
 
-/* Returns -@err, and the message. */
-static int __attribute__((format(printf, 3, 4)))
-refuse(char **ret_why, int err, const char *fmt, ...)
-{
-    va_list args;
-
-    va_start(args, fmt);
-    if (vasprintf(ret_why, fmt, args) < 0) {
-        *ret_why = NULL;
-    }
-    va_end(args);
-    return -err;
-}
-
 /* Of what a call of GnuTLS returned. */
 static int refuse_gnutls(char **ret_why, int ret, const char *what, const char *path)
 {
     int err = ret == GNUTLS_E_MEMORY_ERROR ? ENOMEM : EINVAL;
 
-    return refuse(ret_why, err, "tls: %s%s: %s", what, path, gnutls_strerror(ret));
+    return blk_fail(ret_why, err, "tls: %s%s: %s", what, path, gnutls_strerror(ret));
 }
 
 /* Reads what is left of @fd; *@ret_text has a zero behind its end. */
@@ -92,7 +78,7 @@ static int read_file(const char *path, gnutls_datum_t *ret_text, char **ret_why)
     if (fd >= 0) {
         close(fd);
     }
-    return ret < 0 ? refuse(ret_why, -ret, "tls: cannot read %s: %s", path, strerror(-ret)) : 0;
+    return ret < 0 ? blk_fail(ret_why, -ret, "tls: cannot read %s: %s", path, strerror(-ret)) : 0;
 }
 
 static void wipe(gnutls_datum_t *text)
@@ -158,7 +144,7 @@ static int load_authorities(NbdTls *tls, const char *dir, char **ret_why)
         if (ret < 0) {
             ret = refuse_gnutls(ret_why, ret, "", ca.path);
         } else if (ret == 0) {
-            ret = refuse(ret_why, EINVAL, "tls: %s: there is no certificate in it", ca.path);
+            ret = blk_fail(ret_why, EINVAL, "tls: %s: there is no certificate in it", ca.path);
         } else {
             ret = 0;
         }
@@ -218,10 +204,10 @@ static int load_keys(NbdTls *tls, const char *path, char **ret_why)
     }
     ret = tls_parse_keys(tls, &line, &fault);
     if (ret == -EINVAL) {
-        return refuse(ret_why, EINVAL,
-                      "tls: %s, line %u: %s; expected NAME:KEY, the key in "
-                      "hexadecimal, as psktool writes them",
-                      path, line, fault);
+        return blk_fail(ret_why, EINVAL,
+                        "tls: %s, line %u: %s; expected NAME:KEY, the key in "
+                        "hexadecimal, as psktool writes them",
+                        path, line, fault);
     }
     if (ret < 0) {
         return ret;
@@ -248,10 +234,10 @@ static int set_priority(NbdTls *tls, const NbdTlsOptions *options, char **ret_wh
     ret = gnutls_priority_init(&tls->priority, text, &at);
     if (ret < 0) {
         tls->priority = NULL;
-        ret = refuse(ret_why, ret == GNUTLS_E_MEMORY_ERROR ? ENOMEM : EINVAL,
-                     "tls: bad priority string '%s' at '%s'; expected GnuTLS's syntax, such as "
-                     "NORMAL:-VERS-TLS1.2",
-                     base, at ? at : "");
+        ret = blk_fail(ret_why, ret == GNUTLS_E_MEMORY_ERROR ? ENOMEM : EINVAL,
+                       "tls: bad priority string '%s' at '%s'; expected GnuTLS's syntax, such as "
+                       "NORMAL:-VERS-TLS1.2",
+                       base, at ? at : "");
     }
     free(text);
     return ret;
@@ -265,14 +251,14 @@ static int load(NbdTls *tls, const NbdTlsOptions *options, char **ret_why)
         return refuse_gnutls(ret_why, ret, "GnuTLS", "");
     }
     if (!options->certificates && !options->psk_file) {
-        return refuse(ret_why, EINVAL,
-                      "tls: neither certificates nor shared keys: a directory "
-                      "with server-cert.pem and server-key.pem, or a file of psktool, is needed");
+        return blk_fail(ret_why, EINVAL,
+                        "tls: neither certificates nor shared keys: a directory "
+                        "with server-cert.pem and server-key.pem, or a file of psktool, is needed");
     }
     if (options->verify_peer && !options->certificates) {
-        return refuse(ret_why, EINVAL,
-                      "tls: clients can be asked for a certificate only where the "
-                      "server has some itself");
+        return blk_fail(ret_why, EINVAL,
+                        "tls: clients can be asked for a certificate only where the "
+                        "server has some itself");
     }
     tls->verify_peer = options->verify_peer;
     ret = options->certificates ? load_certificates(tls, options, ret_why) : 0;

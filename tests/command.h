@@ -13,6 +13,14 @@ struct CommandResult {
 /* Runs @command with /bin/sh, its stdin empty, and waits for it. */
 CommandResult RunCommand(const std::string &command);
 
+/* Skips the test where there is no such program, and names the Debian package that has it. */
+#define SKIP_WITHOUT(command, package) \
+    do { \
+        if (RunCommand(std::string("command -v ") + (command)).status != 0) { \
+            GTEST_SKIP() << (command) << " is not installed (Debian package " << (package) << ")"; \
+        } \
+    } while (0)
+
 /* The contents of a file; a failure of the test when it cannot be read. */
 std::string ReadFile(const std::string &path);
 

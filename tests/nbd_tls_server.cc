@@ -368,18 +368,6 @@ TEST_P(NbdTlsServer, ClientsThatVanishHarmNobody)
 
 /* ---- The clients that people use ------------------------------------------------------------- */
 
-bool Have(const std::string &command)
-{
-    return RunCommand("command -v " + command + " >/dev/null").status == 0;
-}
-
-#define SKIP_WITHOUT(command, package) \
-    do { \
-        if (!Have(command)) { \
-            GTEST_SKIP() << (command) << " is not installed (Debian package " << (package) << ")"; \
-        } \
-    } while (0)
-
 /* Runs a client, which has to end by itself, and well when @well; returns what it printed. */
 std::string Client(const std::string &command, bool well = true)
 {

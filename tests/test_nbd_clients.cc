@@ -12,18 +12,6 @@ using namespace nbd;
 namespace
 {
 
-bool Have(const std::string &command)
-{
-    return RunCommand("command -v " + command + " >/dev/null").status == 0;
-}
-
-#define SKIP_WITHOUT(command, package) \
-    do { \
-        if (!Have(command)) { \
-            GTEST_SKIP() << (command) << " is not installed (Debian package " << (package) << ")"; \
-        } \
-    } while (0)
-
 /* Runs a client, which has to end by itself and well; returns what it printed. */
 std::string Client(const std::string &command)
 {
