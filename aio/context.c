@@ -26,11 +26,13 @@
 
 static int make_wake_fd(void)
 {
+    unsigned long since;
     int fd, tries = 0;
 
     do {
+        since = rcu_reclaimed();
         fd = eventfd(0, EFD_CLOEXEC);
-    } while (fd < 0 && monitor_try_again(-errno, &tries));
+    } while (fd < 0 && monitor_try_again(-errno, &tries, since));
     return fd;
 }
 

@@ -69,19 +69,22 @@ static void say_fallback(const char *what_failed, const char *instead)
     }
 }
 
-bool monitor_try_again(int err, int *tries)
+bool monitor_try_again(int err, int *tries, unsigned long since)
 {
-    return (err == -EMFILE || err == -ENFILE || err == -ENOMEM) && ++*tries < 10 && rcu_reclaim();
+    return (err == -EMFILE || err == -ENFILE || err == -ENOMEM) && ++*tries < 10 &&
+           rcu_reclaim(since);
 }
 
 static int init_one(AioContext *ctx, const AioContextOptions *opts)
 {
+    unsigned long since;
     int err, tries = 0;
 
     do {
+        since = rcu_reclaimed();
         ctx->features = ctx->dropped = 0;
         err = ctx->mon->init(ctx, opts);
-    } while (err < 0 && monitor_try_again(err, &tries));
+    } while (err < 0 && monitor_try_again(err, &tries, since));
     return err;
 }
 

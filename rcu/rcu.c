@@ -65,6 +65,7 @@ bool rcu_forked;              /* written once, in a child's only thread */
 static bool used;             /* atomic: there is state that a child must not use */
 static unsigned long backlog; /* deferred calls not yet made; atomic */
 static unsigned long made;    /* those that were; atomic */
+static unsigned long ran;     /* the same, counted before `backlog` goes down; atomic */
 static char edge;             /* the address that stands for "a read section ended" */
 
 static void unregister_self(void *unused)
@@ -188,6 +189,7 @@ static void run_deferred(struct rcu_head *urcu)
     self.in_deferred = true;
     d->func((AioRcuHead *)d);
     self.in_deferred = false;
+    fetch_add_seq(&ran, 1);
     fetch_sub_seq(&backlog, 1);
     fetch_add_seq(&made, 1); /* in this order, see rcu_reclaim() */
 }
@@ -203,19 +205,24 @@ void rcu_set_may_not_wait(void)
     self.may_not_wait = true;
 }
 
+unsigned long rcu_reclaimed(void)
+{
+    return ld_seq(&ran);
+}
+
 /*
  * No barrier: a deferred call, or a read section, may itself wait for the caller, who holds a lock
  * of the program's that it wants; and liburcu's barrier allocates, and ends the program when it
  * cannot.  Calls are made in the order in which they were queued, so their number tells.
  */
-bool rcu_reclaim(void)
+bool rcu_reclaim(unsigned long since)
 {
     /* In this order, the opposite of run_deferred()'s: never more than there are. */
     unsigned long before = ld_seq(&made), waiting = ld_seq(&backlog);
     int cancel;
 
     if (!rcu_may_wait() || waiting == 0) {
-        return false;
+        return ld_seq(&ran) != since; /* what is not in `backlog` any more is in this */
     }
     cancel = cancel_off();
     for (int i = 0; i < RECLAIM_LIMIT_MS && ld_seq(&made) - before < waiting; i++) {

@@ -28,13 +28,16 @@ bool rcu_may_wait(void);
 /* From now on it may not: another thread that may not waits for it. */
 void rcu_set_may_not_wait(void);
 
+/* How many deferred calls have been made. */
+unsigned long rcu_reclaimed(void);
+
 /*
  * Waits for the deferred calls that were queued before, which give memory and descriptors back; two
- * seconds at most, since one of them may wait for a lock that the caller holds.
- * Returns false when they were not made by then, and at once where there are none, and where the
- * calling thread may not wait.
+ * seconds at most, since one of them may wait for a lock that the caller holds.  Where there are
+ * none, or the calling thread may not wait, it returns at once whether any was made since
+ * rcu_reclaimed() was @since; else false when they were not made by then.
  */
-bool rcu_reclaim(void);
+bool rcu_reclaim(unsigned long since);
 
 /* Marks the calling thread as one that aio_call_rcu() must never hold up: a context's home. */
 void rcu_set_never_block(void);
