@@ -76,7 +76,8 @@ TEST_P(ToolTop, ShowsEachContextWithItsThread)
     ASSERT_EQ(r.status, 0) << r.output;
     std::vector<std::string> lines = Lines(r.output);
     ASSERT_EQ(lines.size(), 4u) << r.output;
-    EXPECT_NE(lines[0].find("test_tool_top (" + Me() + "): 2 contexts, 0.0"), std::string::npos);
+    EXPECT_NE(lines[0].find("test_tool_top (" + Me() + "): 2 contexts, "), std::string::npos)
+        << lines[0];
     EXPECT_EQ(lines[1].substr(0, 38), "THREAD              TID MONITOR   CPU%");
     for (int i = 0; i < 2; i++) {
         std::smatch m;
