@@ -131,7 +131,7 @@ struct BlkQueue {
     QEMUTimer timer; /* home: the next retry; or, of a backend that is being closed,
                                       * when what is left is cancelled */
     BlockAIOCB *retry_head, **retry_tail; /* home: by retry_at */
-    bool tell_stop;   /* home: this queue stopped the backend, and the user has not been told */
+    bool tell_stop;   /* home: this queue may have to tell of a stop: see BlkOnError.teller */
     bool close_armed; /* home: timer is that of closing */
     bool closing;     /* home: ctx is closing and cancels; nothing new is taken on */
     bool abandoned;   /* atomic: ctx closed with pieces in the kernel; nobody waits for them */
@@ -165,9 +165,11 @@ typedef struct BlkOnError {
     int64_t delay_ns, close_ns;
     uint64_t retry_limit; /* 0: none */
 
-    bool final;           /* atomic, lock to write: the backend is being closed */
-    int stopped_by;       /* atomic, lock to write: -errno; 0: it runs */
-    uint64_t resumes;     /* atomic, lock to write: how often it went on after a stop */
+    bool final;       /* atomic, lock to write: the backend is being closed */
+    int stopped_by;   /* atomic, lock to write: -errno; 0: it runs */
+    uint64_t resumes; /* atomic, lock to write: how often it went on after a stop */
+    struct BlkQueue
+        *teller;          /* lock: whose home is to tell of the stop; NULL: it need not be told */
     BlkStopFunc *stop_cb; /* lock */
     void *stop_opaque;    /* lock */
 } BlkOnError;

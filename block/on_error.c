@@ -170,6 +170,7 @@ static bool begin_stop(BlkQueue *q, int ret)
     if (!e->final && !e->stopped_by) {
         st_seq(&e->stopped_by, ret);
         fetch_add_seq(&blk->held, BLK_HELD_STOP);
+        e->teller = q;
         q->tell_stop = true;
         qemu_bh_schedule(q->resume_bh);
     }
@@ -178,21 +179,27 @@ static bool begin_stop(BlkQueue *q, int ret)
     return stopped;
 }
 
-/* Calls the user.  No lock is held: the callback may resume the backend, or close it. */
+/* Calls the user, unless the backend has been resumed since, whoever has stopped it again.  No lock
+ * is held: the callback may resume the backend, or close it and poll until it has gone, and the
+ * queue with it. */
 void blk_stop_tell(BlkQueue *q)
 {
     BlockBackend *blk = q->blk;
-    BlkStopFunc *cb;
+    BlkOnError *e = &blk->on_error;
+    BlkStopFunc *cb = NULL;
     void *opaque;
     int ret;
 
     q->tell_stop = false;
     pthread_mutex_lock(&blk->lock);
-    cb = blk->on_error.stop_cb;
-    opaque = blk->on_error.stop_opaque;
-    ret = blk->on_error.stopped_by;
+    if (e->teller == q) {
+        e->teller = NULL;
+        cb = e->stop_cb;
+    }
+    opaque = e->stop_opaque;
+    ret = e->stopped_by;
     pthread_mutex_unlock(&blk->lock);
-    if (cb && ret) {
+    if (cb) {
         cb(opaque, ret);
     }
 }
@@ -220,6 +227,7 @@ static bool resume_locked(BlockBackend *blk)
     }
     st_seq(&blk->on_error.resumes, blk->on_error.resumes + 1); /* before: see drain() */
     st_seq(&blk->on_error.stopped_by, 0);
+    blk->on_error.teller = NULL;
     if (fetch_sub_seq(&blk->held, BLK_HELD_STOP) == BLK_HELD_STOP) {
         issue_held_locked(blk);
     }
@@ -313,7 +321,8 @@ void blk_queue_timer_cb(void *opaque)
 {
     BlkQueue *q = opaque;
 
-    if (ld_seq(&q->blk->on_error.final)) {
+    /* Not by `final`: a retry may be due before the bottom half that closing has scheduled runs. */
+    if (q->close_armed) {
         cancel_left(q);
     } else {
         retry_due(q);

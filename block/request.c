@@ -207,9 +207,6 @@ void blk_resume_bh(void *opaque)
     BlockAIOCB *req;
     bool any = false;
 
-    if (unlikely(q->tell_stop)) {
-        blk_stop_tell(q);
-    }
     while (blk->ordered && (req = blk_range_take_ready(q))) {
         must(req->state == BLK_REQ_WAITING);
         blk_req_start(req);
@@ -234,6 +231,9 @@ void blk_resume_bh(void *opaque)
     }
     if (unlikely(ld_seq(&blk->on_error.final))) {
         blk_closing_bh(q);
+    }
+    if (unlikely(q->tell_stop)) {
+        blk_stop_tell(q); /* last: the queue may have gone when it returns */
     }
 }
 

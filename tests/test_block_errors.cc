@@ -308,6 +308,51 @@ TEST_P(BlkErrors, TheCallbackMayResume)
     EXPECT_EQ(stops.calls, 3);
 }
 
+/* The backend and its queue go inside the callback. */
+TEST_P(BlkErrors, TheCallbackMayCloseAndPoll)
+{
+    LocalContext own(GetParam());
+    Blk blk = Open("blkdebug:on-error=stop,rules=any+error=EIO,null:");
+    Stops stops(blk);
+    Buffer buf(512);
+    Result r;
+
+    stops.then = [&] {
+        blk.reset();
+        EXPECT_TRUE(own.PollUntil([&] { return r.calls == 1; }));
+        while (aio_poll(own.get(), false)) {
+        }
+    };
+    Read(blk, &buf, &r);
+    ASSERT_TRUE(own.PollUntil([&] { return stops.calls == 1; }));
+    EXPECT_EQ(r.ret, -EIO);
+}
+
+TEST_P(BlkErrors, AStopThatCameAfterAnotherIsToldOnceAndWhereItFailed)
+{
+    LocalContext own(GetParam());
+    ScopedIOThread other(GetParam());
+    Blk blk = Open("blkdebug:on-error=stop,rules=any+error=EIO,null:");
+    Stops stops(blk);
+    Buffer buf(512), there(512);
+    Result r, theirs;
+    AioContext *ctx = nullptr;
+
+    Read(blk, &buf, &r);
+    EXPECT_TRUE(blk_resume(blk.get())); /* before anybody was told */
+    other.Run([&] {
+        ctx = qemu_get_current_aio_context();
+        Read(blk, &there, &theirs);
+    });
+    ASSERT_TRUE(WaitUntil([&] { return stops.calls == 1; }));
+    while (aio_poll(own.get(), false)) {
+    }
+    EXPECT_EQ(stops.calls, 1);
+    EXPECT_EQ(stops.ctx, ctx);
+    blk.reset();
+    EXPECT_EQ(r.calls + theirs.calls, 2);
+}
+
 TEST_P(BlkErrors, AnotherThreadMayResume)
 {
     LocalContext own(GetParam());
@@ -464,6 +509,25 @@ TEST_P(BlkErrors, ClosingReportsWhatWasHeldOrRetried)
             EXPECT_EQ(w.ret, 0);
         }
     }
+}
+
+/* The retry is due in the very pass over the timers in which the backend is closed. */
+TEST_P(BlkErrors, ClosingDoesNotCancelARetryThatIsDue)
+{
+    LocalContext own(GetParam());
+    Blk blk = Open("blkdebug:on-error=retry,retry-delay-ms=1,rules=any+times=1+error=EIO,null:");
+    QEMUTimer *timer = aio_timer_new(
+        own.get(), QEMU_CLOCK_REALTIME, SCALE_NS,
+        [](void *opaque) { static_cast<Blk *>(opaque)->reset(); }, &blk);
+    Buffer buf(512);
+    Result r;
+
+    timer_mod_ns(timer, Now());
+    Read(blk, &buf, &r);
+    usleep(5000);
+    ASSERT_TRUE(own.PollUntil([&] { return r.calls == 1; }));
+    EXPECT_EQ(r.ret, 0);
+    timer_free(timer);
 }
 
 TEST_P(BlkErrors, ClosingCancelsWhatNeverEnds)
