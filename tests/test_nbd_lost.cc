@@ -2,6 +2,8 @@
 /* The NBD client with servers that die, come back, and stall. */
 #include "nbd_support.h"
 
+#include <sys/eventfd.h>
+
 INSTANTIATE_NBD_CLIENT();
 
 /* ---- Servers that die ------------------------------------------------------------------------ */
@@ -45,6 +47,41 @@ TEST_P(NbdClient, WhatIsInFlightIsSentAgain)
             EXPECT_EQ(back.buf.data[0], round * 20 + i + 1);
             EXPECT_EQ(back.buf.data[65535], round * 20 + i + 1);
         }
+    }
+}
+
+/* Its socket's number may be another's by then. */
+TEST_P(NbdClient, ALostConnectionLeavesTheHandlersOfOthersAlone)
+{
+    LocalContext ctx(Monitor());
+    Server server(Socket());
+    Request first(4096, 0), r(4096, 1);
+    int fds[8], told = 0;
+
+    StartFile(server);
+    Blk blk = Open(Spec("&reconnect-delay-ms=5"));
+    first.Read(blk, 0);
+    ASSERT_TRUE(ctx.PollUntil([&] { return first.Ended_(); }));
+    server.Kill();
+    r.Read(blk, 0); /* libnbd closes the socket in here */
+    for (int &fd : fds) {
+        fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        ASSERT_GE(fd, 0);
+        ASSERT_EQ(aio_set_fd_handler(
+                      ctx.get(), fd, [](void *opaque) { ++*static_cast<int *>(opaque); }, nullptr,
+                      nullptr, nullptr, &told),
+                  0);
+    }
+    StartFile(server);
+    ASSERT_TRUE(ctx.PollUntil([&] { return r.Ended_(); }));
+    EXPECT_EQ(r.end.ret, 0);
+    for (int fd : fds) {
+        int before = told;
+
+        EXPECT_EQ(eventfd_write(fd, 1), 0);
+        EXPECT_TRUE(ctx.PollUntil([&] { return told > before; }));
+        aio_set_fd_handler(ctx.get(), fd, nullptr, nullptr, nullptr, nullptr, nullptr);
+        close(fd);
     }
 }
 

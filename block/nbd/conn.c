@@ -22,10 +22,12 @@
  * reaches comes to an end.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "block/nbd/nbd_int.h"
 
@@ -147,29 +149,36 @@ static void unwatch(NbdConn *conn)
 {
     if (conn->fd >= 0) {
         aio_set_fd_handler(conn->ctx, conn->fd, NULL, NULL, NULL, NULL, NULL);
+        close(conn->fd);
         conn->fd = -1;
         conn->watched = 0;
     }
 }
 
-/* Watches for what libnbd waits for; while it connects, the descriptor may be another one now. */
+/*
+ * Watches for what libnbd waits for, on a duplicate of its descriptor: libnbd closes its own inside
+ * any call once the connection has gone, and whoever gets the number next may watch it, on this
+ * context too.  While it connects there may be another socket after each call, of the same number
+ * if the one before had to be closed: so it is watched anew each time.
+ */
 static void watch(NbdConn *conn)
 {
-    int fd = nbd_aio_get_fd(conn->h);
     unsigned direction = nbd_aio_get_direction(conn->h);
 
-    if (fd == conn->fd && direction == conn->watched) {
-        return;
-    }
-    if (fd != conn->fd) {
+    if (conn->phase != NBD_READY) {
         unwatch(conn);
     }
-    conn->fd = fd;
+    if (conn->fd >= 0 && direction == conn->watched) {
+        return;
+    }
+    if (conn->fd < 0) {
+        conn->fd = fcntl(nbd_aio_get_fd(conn->h), F_DUPFD_CLOEXEC, 0);
+    }
     conn->watched = direction;
-    if (fd >= 0 &&
-        aio_set_fd_handler(conn->ctx, fd, direction & LIBNBD_AIO_DIRECTION_READ ? io_read : NULL,
-                           direction & LIBNBD_AIO_DIRECTION_WRITE ? io_write : NULL, NULL, NULL,
-                           conn) < 0) {
+    if (conn->fd < 0 || aio_set_fd_handler(conn->ctx, conn->fd,
+                                           direction & LIBNBD_AIO_DIRECTION_READ ? io_read : NULL,
+                                           direction & LIBNBD_AIO_DIRECTION_WRITE ? io_write : NULL,
+                                           NULL, NULL, conn) < 0) {
         conn->leaving = true; /* nothing would ever come of it */
         qemu_bh_schedule(conn->bh);
     }
@@ -297,6 +306,7 @@ static void conn_ready(NbdConn *conn)
         freeaddrinfo(conn->addrs);
         conn->addrs = conn->addr_next = NULL;
     }
+    unwatch(conn); /* as long as it may be another socket: see watch() */
     conn->phase = NBD_READY;
     conn->told = false;
     *conn->why = 0;
@@ -438,6 +448,9 @@ void nbd_conn_answer(NbdConn *conn, NbdPiece *np, int error)
     conn->n_answers++;
     conn->has_answered = true;
     if (nbd_command_answered(conn, np, error)) {
+        nbd_list_add(&conn->answered, np);
+    } else if (ld_relaxed(&np->cancelled)) { /* nobody would look at it again, should it wait */
+        np->ret = -ECANCELED;
         nbd_list_add(&conn->answered, np);
     } else {
         add_waiting(conn, np);

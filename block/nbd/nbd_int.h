@@ -99,7 +99,7 @@ struct NbdConn {
     NbdState *s;
     AioContext *ctx;
     struct nbd_handle *h; /* NULL: none */
-    int fd;               /* that is watched; -1: none */
+    int fd;               /* a duplicate of its own, that is watched; -1: none */
     unsigned watched;     /* LIBNBD_AIO_DIRECTION_ */
     NbdPhase phase;
     bool dropping;     /* libnbd may call back what is not to be taken for answers */
