@@ -333,6 +333,9 @@ static void connect_next(NbdConn *conn)
     }
     timer_mod_ns(&conn->timer, add_sat(now_ns(), conn->s->cfg.connect_timeout_ns));
     watch(conn);
+    if (nbd_aio_is_ready(conn->h)) {
+        qemu_bh_schedule(conn->bh); /* a quick server: the descriptor will tell nothing any more */
+    }
 }
 
 /* What a name stands for has been found, or has not. */
