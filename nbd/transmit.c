@@ -244,6 +244,14 @@ void nbd_transmit_arm_stall(NbdConn *conn)
     timer_mod_ns(&conn->stall_timer, qemu_clock_get_ns(QEMU_CLOCK_REALTIME) + limit);
 }
 
+/* After what was received has been looked at. */
+static void arm_stall_if_needed(NbdConn *conn)
+{
+    if (!conn->stall_armed && may_be_stuck(conn)) {
+        nbd_transmit_arm_stall(conn);
+    }
+}
+
 static void on_stall(void *opaque)
 {
     NbdConn *conn = opaque;
@@ -487,9 +495,7 @@ static void receive(NbdConn *conn)
         }
         consume(conn);
     } while (!conn->closing && !conn->paused && nbd_stream_has_input(conn->stream));
-    if (!conn->stall_armed && may_be_stuck(conn)) {
-        nbd_transmit_arm_stall(conn);
-    }
+    arm_stall_if_needed(conn);
     watch(conn);
 }
 
@@ -611,6 +617,7 @@ static void work(void *opaque)
         if (!conn->paused && nbd_stream_has_input(conn->stream)) {
             receive(conn);
         }
+        arm_stall_if_needed(conn);
     }
     watch(conn);
     if (conn->closing && conn->n_requests == 0) {

@@ -351,6 +351,23 @@ TEST_P(NbdHostile, WhoStallsForTooLongIsDroppedWithOneLine)
     EXPECT_TRUE(idle->Alive(0, Pattern(0, 4096, kDiskSeed)));
 }
 
+/* What came of it was left unread for a while, as too much was in flight. */
+TEST_P(NbdHostile, WhoStallsBehindAPauseIsDroppedToo)
+{
+    constexpr uint32_t kBytes = 64 * kKiB;
+    Serve({ "--stall-timeout", "300ms", "--max-in-flight", "64k" },
+          "blkdebug:rules=read+to=4k+delay=50ms,");
+    NbdClient c(path());
+
+    c.Greet().Go("disk");
+    c.Send(RequestBytes(CMD_READ, 0, 1, 0, kBytes) + RequestBytes(CMD_WRITE, 0, 2, kMiB, kBytes) +
+           std::string(1000, 's'));
+    EXPECT_EQ(c.Recv(16), Be32(0x67446698) + Be32(0) + Be64(1));
+    EXPECT_TRUE(c.DrainUntilClosed());
+    EXPECT_NE(server_->Log().find("stalled in the middle of a request"), std::string::npos)
+        << server_->Log();
+}
+
 /* ---- Clients that die ------------------------------------------------------------------------ */
 
 /* One side of the work of a client that is about to vanish. */
