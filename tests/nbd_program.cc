@@ -327,6 +327,26 @@ TEST(NbdCommandLine, ASocketThatSomeoneServesIsNotTakenOver)
     ExpectServes(NbdClient::ConnectUnix(server.path()));
 }
 
+/* A file that is opened in the place of standard error would be written the log. */
+TEST(NbdCommandLine, ClosedStandardDescriptorsHarmNoExport)
+{
+    TempDir dir;
+    std::string script = "exec \"$0\" \"$@\" <&- >&- 2>&-";
+    NbdServer::Start start;
+
+    start.prefix = { "sh", "-c", script };
+    for (const char *name : { "a", "b", "c", "d" }) {
+        MakeDisk(dir.Path(name), kMiB, kDiskSeed);
+        start.args.insert(start.args.end(),
+                          { "--export", std::string(name) + "=file:" + dir.Path(name) });
+    }
+    NbdServer server(start);
+    server.Stop();
+    for (const char *name : { "a", "b", "c", "d" }) {
+        EXPECT_TRUE(Same(ReadFile(dir.Path(name)), Pattern(0, kMiB, kDiskSeed))) << name;
+    }
+}
+
 TEST(NbdCommandLine, WhatIsWrongIsNamed)
 {
     TempDir dir;

@@ -8,6 +8,7 @@
 #include <aioctx/block_driver.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,6 +194,18 @@ static int set_up_signals(struct app *app)
     return 0;
 }
 
+/* Where standard input, output or error is closed, the next file that is opened would take its
+ * place, and be written to as the log: a disk image, for one. */
+static int fill_standard_fds(void)
+{
+    for (int fd = 0; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* Each connection takes a descriptor: as many as we may have. */
 static void raise_descriptor_limit(void)
 {
@@ -245,6 +258,9 @@ int main(int argc, char **argv)
     int n_inherited = nbd_listen_activated();
     int status = nbd_options_parse(&app.opt, argc, argv, n_inherited > 0);
 
+    if (fill_standard_fds() < 0) {
+        return EXIT_FAILED;
+    }
     if (status >= 0) {
         return status;
     }
