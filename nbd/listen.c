@@ -4,12 +4,15 @@
 #include <aioctx/block_driver.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -21,37 +24,93 @@ enum { BACKLOG = 1024, FIRST_ACTIVATED_FD = 3 };
 
 /* ---- Unix sockets ---------------------------------------------------------------------------- */
 
-/* Returns 0 when somebody listens there, else -errno of connect(2). */
-static int try_connect(const struct sockaddr_un *addr)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), err = 0;
+/* Steps of waiting for something that takes others a moment; how many. */
+#define STEP_NS (20 * 1000000)
+enum { LOCK_STEPS = 250, CONNECT_STEPS = 50, GREETING_MS = 1000 };
 
-    if (fd < 0) {
-        return -errno;
+static void wait_a_step(void)
+{
+    nanosleep(&(struct timespec){ .tv_nsec = STEP_NS }, NULL);
+}
+
+/*
+ * Servers that begin at once with the same path take turns, so that none of them takes the socket
+ * of another for a left-over one, between its bind() and its listen() or between the look at it and
+ * the unlink().  Whose turn it is holds flock(2) on the directory, which leaves no file behind.
+ * Returns a fd to close, or -errno: then nothing may be removed.
+ */
+static int take_turn(const char *path)
+{
+    char *copy = strdup(path);
+    int fd = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    int err = fd < 0 ? errno : 0;
+
+    free(copy);
+    for (unsigned i = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0; i++) {
+        if ((errno != EWOULDBLOCK && errno != EINTR) || i == LOCK_STEPS) {
+            err = errno;
+            close(fd);
+            return -err;
+        }
+        wait_a_step();
     }
-    if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0) {
+    return fd < 0 ? -err : fd;
+}
+
+/* Returns a connected socket or -errno. */
+static int connect_to(const struct sockaddr_un *addr)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), err;
+
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0) {
         err = errno;
+        close(fd);
+        return -err;
     }
-    close(fd);
-    return -err;
+    return fd < 0 ? -errno : fd;
 }
 
-/* The same, once it is sure: a server that was killed may leave its socket to the kernel, which
- * takes its ring down in its own time. */
-static int try_connect_again(const struct sockaddr_un *addr)
+/* Whether somebody is at the other end: he says something, or keeps the connection open. */
+static bool is_answered(int fd)
 {
-    const struct timespec pause = { .tv_nsec = 20 * 1000000 };
-    int ret = try_connect(addr);
+    struct pollfd pfd = { .fd = fd, .events = POLLIN };
+    char byte;
 
-    for (unsigned i = 0; i < 50 && ret != -ECONNREFUSED; i++) {
-        nanosleep(&pause, NULL);
-        ret = try_connect(addr);
-    }
-    return ret;
+    return poll(&pfd, 1, GREETING_MS) == 0 || recv(fd, &byte, 1, 0) > 0;
 }
 
-/* Removes a socket that nobody listens on any more.  Returns 0 when nothing is in the way. */
-static int remove_stale(const char *path, const struct sockaddr_un *addr, char **ret_why)
+/*
+ * Whether somebody listens at @addr.  To be connected does not mean that: a server that was killed
+ * may leave its socket to the kernel, which takes its ring down, and closes the connection, in its
+ * own time.  Nor does being refused once mean that nobody does: somebody may be about to listen.
+ */
+static bool is_served(const struct sockaddr_un *addr)
+{
+    unsigned refused = 0;
+
+    for (unsigned i = 0; i < CONNECT_STEPS && refused < 2; i++) {
+        int fd = connect_to(addr);
+
+        if (fd == -ENOENT) {
+            return false;
+        }
+        if (fd >= 0) {
+            bool answered = is_answered(fd);
+
+            close(fd);
+            if (answered) {
+                return true;
+            }
+        }
+        refused = fd == -ECONNREFUSED ? refused + 1 : 0;
+        wait_a_step();
+    }
+    return refused < 2;
+}
+
+/* Removes a socket that nobody listens on any more.  @turn: of take_turn().  Returns 0 when nothing
+ * is in the way. */
+static int remove_stale(const char *path, const struct sockaddr_un *addr, int turn, char **ret_why)
 {
     struct stat st;
 
@@ -61,8 +120,14 @@ static int remove_stale(const char *path, const struct sockaddr_un *addr, char *
     if (!S_ISSOCK(st.st_mode)) {
         return blk_fail(ret_why, EEXIST, "'%s' is there already, and is no socket", path);
     }
-    if (try_connect_again(addr) != -ECONNREFUSED) {
+    if (is_served(addr)) {
         return blk_fail(ret_why, EADDRINUSE, "another program listens on '%s'", path);
+    }
+    if (turn < 0) {
+        return blk_fail(ret_why, EADDRINUSE,
+                        "'%s' is there already, and may not be replaced as its directory cannot be "
+                        "locked: %s",
+                        path, strerror(-turn));
     }
     if (unlink(path) < 0 && errno != ENOENT) {
         return blk_fail(ret_why, errno, "cannot replace the socket '%s': %s", path,
@@ -71,31 +136,44 @@ static int remove_stale(const char *path, const struct sockaddr_un *addr, char *
     return 0;
 }
 
-int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
+/* A socket that listens at @addr.  Returns its fd, or -errno with a message. */
+static int bind_and_listen(const struct sockaddr_un *addr, char **ret_why)
 {
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    NbdListener listener = { .fd = -1 };
-    struct stat st;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bool bound;
     int ret;
 
-    if (!path[0] || strlen(path) >= sizeof(addr.sun_path)) {
-        return blk_fail(ret_why, EINVAL, "'%s' is no path of a socket: expected 1 to %zu bytes",
-                        path, sizeof(addr.sun_path) - 1);
+    if (fd < 0) {
+        return blk_fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
     }
-    strcpy(addr.sun_path, path);
-    ret = remove_stale(path, &addr, ret_why);
+    bound = bind(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0;
+    if (!bound || listen(fd, BACKLOG) < 0) {
+        ret =
+            blk_fail(ret_why, errno, "cannot listen on '%s': %s", addr->sun_path, strerror(errno));
+        if (bound) {
+            unlink(addr->sun_path);
+        }
+        close(fd);
+        return ret;
+    }
+    return fd;
+}
+
+/* Whose turn it is. */
+static int listen_in_turn(const struct sockaddr_un *addr, int turn, NbdListener *ret_listener,
+                          char **ret_why)
+{
+    const char *path = addr->sun_path;
+    NbdListener listener = { .fd = -1 };
+    struct stat st;
+    int ret = remove_stale(path, addr, turn, ret_why);
+
     if (ret < 0) {
         return ret;
     }
-    listener.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    listener.fd = bind_and_listen(addr, ret_why);
     if (listener.fd < 0) {
-        return blk_fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
-    }
-    if (bind(listener.fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
-        listen(listener.fd, BACKLOG) < 0) {
-        ret = blk_fail(ret_why, errno, "cannot listen on '%s': %s", path, strerror(errno));
-        close(listener.fd);
-        return ret;
+        return listener.fd;
     }
     listener.unlink_path = strdup(path);
     if (asprintf(&listener.name, "unix:%s", path) < 0) {
@@ -114,6 +192,24 @@ int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
     }
     *ret_listener = listener;
     return 0;
+}
+
+int nbd_listen_unix(const char *path, NbdListener *ret_listener, char **ret_why)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int turn, ret;
+
+    if (!path[0] || strlen(path) >= sizeof(addr.sun_path)) {
+        return blk_fail(ret_why, EINVAL, "'%s' is no path of a socket: expected 1 to %zu bytes",
+                        path, sizeof(addr.sun_path) - 1);
+    }
+    strcpy(addr.sun_path, path);
+    turn = take_turn(path);
+    ret = listen_in_turn(&addr, turn, ret_listener, ret_why);
+    if (turn >= 0) {
+        close(turn);
+    }
+    return ret;
 }
 
 /* ---- TCP ------------------------------------------------------------------------------------- */
@@ -323,11 +419,13 @@ void nbd_listen_close(NbdListener *listener)
 {
     struct stat st;
 
-    close(listener->fd);
+    /* First, while it is listened on: nobody replaces it meanwhile, and the number of its inode is
+     * not given to the socket of another server. */
     if (listener->unlink_path && lstat(listener->unlink_path, &st) == 0 &&
         st.st_dev == listener->dev && st.st_ino == listener->ino) {
         unlink(listener->unlink_path);
     }
+    close(listener->fd);
     free(listener->unlink_path);
     free(listener->name);
 }

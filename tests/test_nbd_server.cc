@@ -4,6 +4,7 @@
 
 extern "C" {
 #include "nbd/error.h"
+#include "nbd/listen.h"
 #include "nbd/log.h"
 #include "nbd/pool.h"
 #include "nbd/stream.h"
@@ -15,6 +16,9 @@ extern "C" {
 #include <poll.h>
 #include <set>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <thread>
 #include <unistd.h>
 
 /* ---- Buffers --------------------------------------------------------------------------------- */
@@ -95,6 +99,102 @@ TEST(NbdLog, AFloodIsCutShortAndCounted)
     EXPECT_EQ(lines + left_out, 20000u);
     EXPECT_GE(lines, 256u);
     EXPECT_GT(left_out, 0u);
+}
+
+/* ---- Unix sockets ---------------------------------------------------------------------------- */
+
+/* What a server leaves that was killed. */
+static void LeaveSocket(const std::string &path)
+{
+    struct sockaddr_un addr = {};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    addr.sun_family = AF_UNIX;
+    strncpy(addr.sun_path, path.c_str(), sizeof(addr.sun_path) - 1);
+    ASSERT_EQ(bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)), 0);
+    close(fd);
+}
+
+/* Greets who comes, as a server does, until @done. */
+static void GreetUntil(int listen_fd, const std::function<bool()> &done)
+{
+    while (!done()) {
+        struct pollfd p = { listen_fd, POLLIN, 0 };
+        int fd = poll(&p, 1, 5) == 1 ? accept(listen_fd, nullptr, nullptr) : -1;
+
+        if (fd >= 0) {
+            (void)!send(fd, "NBDMAGIC", 8, MSG_NOSIGNAL); /* who only looks may have gone */
+            close(fd);
+        }
+    }
+}
+
+TEST(NbdListen, OfServersThatBeginAtOnceOneGetsALeftOverSocket)
+{
+    constexpr int kServers = 6;
+    TempDir dir;
+    std::string path = dir.Path("s");
+
+    for (int round = 0; round < (kSanitized ? 3 : 5); round++) {
+        std::atomic<int> won{ 0 }, ready{ 0 }, left{ kServers - 1 };
+        std::vector<std::thread> servers;
+
+        LeaveSocket(path);
+        for (int i = 0; i < kServers; i++) {
+            servers.emplace_back([&] {
+                NbdListener listener;
+                char *why = nullptr;
+                struct stat st;
+
+                ready++;
+                while (ready < kServers) {
+                    sched_yield();
+                }
+                if (nbd_listen_unix(path.c_str(), &listener, &why) < 0) {
+                    free(why);
+                    left--;
+                    return;
+                }
+                won++;
+                GreetUntil(listener.fd, [&] { return left <= 0 || won > 1; });
+                EXPECT_EQ(stat(path.c_str(), &st), 0) << "another one has removed it";
+                nbd_listen_close(&listener);
+            });
+        }
+        for (std::thread &t : servers) {
+            t.join();
+        }
+        ASSERT_EQ(won, 1) << "in round " << round;
+    }
+}
+
+TEST(NbdListen, WhoEndsLeavesTheSocketOfWhoComesNext)
+{
+    TempDir dir;
+    std::string path = dir.Path("s");
+
+    for (int round = 0; round < (kSanitized ? 50 : 300); round++) {
+        NbdListener before, next;
+        char *why = nullptr;
+        int ret = -1;
+
+        ASSERT_EQ(nbd_listen_unix(path.c_str(), &before, &why), 0) << why;
+        std::thread comes([&] {
+            int fd;
+            while ((fd = NbdClient::ConnectUnix(path)) >= 0) {
+                close(fd);
+            }
+            ret = nbd_listen_unix(path.c_str(), &next, &why);
+        });
+        usleep(static_cast<unsigned>(round) % 10 * 50);
+        nbd_listen_close(&before);
+        comes.join();
+        ASSERT_EQ(ret, 0) << why;
+        int fd = NbdClient::ConnectUnix(path);
+        ASSERT_GE(fd, 0) << "removed in round " << round;
+        close(fd);
+        nbd_listen_close(&next);
+    }
 }
 
 /* ---- Streams --------------------------------------------------------------------------------- */
