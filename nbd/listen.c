@@ -22,16 +22,16 @@
 enum { BACKLOG = 1024, FIRST_ACTIVATED_FD = 3 };
 #define DEFAULT_PORT "10809"
 
-/* ---- Unix sockets ---------------------------------------------------------------------------- */
-
 /* Steps of waiting for something that takes others a moment; how many. */
 #define STEP_NS (20 * 1000000)
-enum { LOCK_STEPS = 250, CONNECT_STEPS = 50, GREETING_MS = 1000 };
+enum { LOCK_STEPS = 250, CONNECT_STEPS = 50, BIND_STEPS = 50, GREETING_MS = 1000 };
 
 static void wait_a_step(void)
 {
     nanosleep(&(struct timespec){ .tv_nsec = STEP_NS }, NULL);
 }
+
+/* ---- Unix sockets ---------------------------------------------------------------------------- */
 
 /*
  * Servers that begin at once with the same path take turns, so that none of them takes the socket
@@ -248,11 +248,23 @@ static char *name_of_socket(int fd)
                : name;
 }
 
+/* A server that was killed leaves its port, too, in its own time.  Returns 0 or errno. */
+static int bind_patiently(int fd, const struct addrinfo *ai)
+{
+    for (unsigned i = 0; bind(fd, ai->ai_addr, ai->ai_addrlen) < 0; i++) {
+        if (errno != EADDRINUSE || i == BIND_STEPS) {
+            return errno;
+        }
+        wait_a_step();
+    }
+    return 0;
+}
+
 static int listen_tcp_one(const struct addrinfo *ai, NbdListener *ret_listener, char **ret_why)
 {
     NbdListener listener = { .fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
                                           0) };
-    int on = 1, ret;
+    int on = 1, err, ret;
 
     if (listener.fd < 0) {
         return blk_fail(ret_why, errno, "cannot make a socket: %s", strerror(errno));
@@ -261,8 +273,11 @@ static int listen_tcp_one(const struct addrinfo *ai, NbdListener *ret_listener, 
     if (ai->ai_family == AF_INET6) {
         (void)setsockopt(listener.fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
     }
-    if (bind(listener.fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(listener.fd, BACKLOG) < 0) {
-        int err = errno;
+    err = bind_patiently(listener.fd, ai);
+    if (err == 0 && listen(listener.fd, BACKLOG) < 0) {
+        err = errno;
+    }
+    if (err) {
         char *name = name_of(ai->ai_addr, ai->ai_addrlen);
 
         ret = blk_fail(ret_why, err, "cannot listen on %s: %s", name ? name : "it", strerror(err));
