@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "nbd/log.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -18,40 +19,50 @@ static int64_t credit_ns = DROP_BURST * DROP_EVERY_NS; /* lock */
 static int64_t seen_ns;                                /* lock */
 static unsigned long left_out;                         /* lock */
 
-static void write_line(const char *fmt, va_list args)
+/* Returns false when that would have to wait: nobody may read what standard error leads to, and the
+ * server does not stand still for that. */
+static bool write_line_locked(const char *fmt, va_list args)
 {
+    struct pollfd pfd = { .fd = STDERR_FILENO, .events = POLLOUT };
     char line[1024];
     int n = snprintf(line, sizeof(line), "aioctx-nbd: ");
     int m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, args);
     size_t len = (size_t)n + (m < 0 ? 0 : (size_t)m);
 
+    if (poll(&pfd, 1, 0) == 0) {
+        return false;
+    }
     len = len < sizeof(line) - 2 ? len : sizeof(line) - 2;
     line[len++] = '\n';
     (void)!write(STDERR_FILENO, line, len);
+    return true;
 }
 
-static __attribute__((format(printf, 1, 2))) void write_text(const char *fmt, ...)
+static __attribute__((format(printf, 1, 2))) bool write_text_locked(const char *fmt, ...)
 {
     va_list args;
+    bool written;
 
     va_start(args, fmt);
-    write_line(fmt, args);
+    written = write_line_locked(fmt, args);
     va_end(args);
+    return written;
 }
 
 void nbd_log(const char *fmt, ...)
 {
     va_list args;
 
+    pthread_mutex_lock(&lock);
     va_start(args, fmt);
-    write_line(fmt, args);
+    left_out += !write_line_locked(fmt, args);
     va_end(args);
+    pthread_mutex_unlock(&lock);
 }
 
 static void tell_left_out_locked(void)
 {
-    if (left_out) {
-        write_text("%lu more lines about clients were left out", left_out);
+    if (left_out && write_text_locked("%lu more lines about clients were left out", left_out)) {
         left_out = 0;
     }
 }
@@ -86,7 +97,7 @@ void nbd_log_drop(const char *fmt, ...)
     if (may_write_locked()) {
         tell_left_out_locked();
         va_start(args, fmt);
-        write_line(fmt, args);
+        left_out += !write_line_locked(fmt, args);
         va_end(args);
     }
     pthread_mutex_unlock(&lock);

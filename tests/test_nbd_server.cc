@@ -13,11 +13,13 @@ extern "C" {
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <set>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
@@ -101,6 +103,29 @@ TEST(NbdLog, AFloodIsCutShortAndCounted)
     EXPECT_GT(left_out, 0u);
 }
 
+/* Nobody reads it, and the server goes on. */
+TEST(NbdLog, AFullPipeIsNotWaitedFor)
+{
+    int fds[2], status;
+
+    ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(30);
+        dup2(fds[1], STDERR_FILENO);
+        for (int i = 0; i < 5000; i++) {
+            nbd_log("a line of some length, of which 64 KiB hold fewer than there are here");
+            nbd_log_drop("another one");
+        }
+        nbd_log_end();
+        _exit(0);
+    }
+    EXPECT_EQ(waitpid(pid, &status, 0), pid);
+    EXPECT_EQ(status, 0);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* ---- Unix sockets ---------------------------------------------------------------------------- */
 
 /* What a server leaves that was killed. */
@@ -173,7 +198,7 @@ TEST(NbdListen, WhoEndsLeavesTheSocketOfWhoComesNext)
     TempDir dir;
     std::string path = dir.Path("s");
 
-    for (int round = 0; round < (kSanitized ? 50 : 300); round++) {
+    for (int round = 0; round < (kSanitized ? 30 : 100); round++) {
         NbdListener before, next;
         char *why = nullptr;
         int ret = -1;
@@ -195,6 +220,40 @@ TEST(NbdListen, WhoEndsLeavesTheSocketOfWhoComesNext)
         close(fd);
         nbd_listen_close(&next);
     }
+}
+
+/* A server that was killed may leave its port to the kernel for a moment. */
+TEST(NbdListen, APortThatIsBeingLeftIsWaitedFor)
+{
+    int ret = -1;
+
+    /* Again where the one who leaves did not get to run in time. */
+    for (int round = 0; round < 5 && ret < 0; round++) {
+        struct sockaddr_in addr = {};
+        socklen_t len = sizeof(addr);
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        char *why = nullptr;
+
+        addr.sin_family = AF_INET;
+        addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        ASSERT_EQ(bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)), 0);
+        ASSERT_EQ(listen(fd, 1), 0);
+        ASSERT_EQ(getsockname(fd, reinterpret_cast<struct sockaddr *>(&addr), &len), 0);
+        std::thread leaves([fd] {
+            usleep(50000);
+            close(fd);
+        });
+        ret = nbd_listen_tcp(("127.0.0.1:" + std::to_string(ntohs(addr.sin_port))).c_str(),
+                             [](void *, const NbdListener *listener) {
+                                 NbdListener mine = *listener;
+                                 nbd_listen_close(&mine);
+                                 return 0;
+                             },
+                             nullptr, &why);
+        leaves.join();
+        free(why);
+    }
+    EXPECT_EQ(ret, 0);
 }
 
 /* ---- Streams --------------------------------------------------------------------------------- */
