@@ -12,7 +12,8 @@ typedef struct NbdListener {
     char *unlink_path; /* of a unix socket that was made here; NULL: none */
     dev_t dev;
     ino_t ino;
-    struct NbdServer *server; /* the server's */
+    struct NbdServer *server; /* the server's, as what follows */
+    bool shut;                /* nothing will come */
 } NbdListener;
 
 /* A unix socket at @path.  A socket that nobody listens on is replaced.

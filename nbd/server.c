@@ -12,6 +12,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -205,8 +206,8 @@ static void listen_to_all(NbdServer *server, bool on)
     server->listening = on;
     for (unsigned i = 0; i < server->n_listeners; i++) {
         NbdListener *listener = &server->listeners[i];
-        int ret = aio_set_fd_handler(server->ctx, listener->fd, on ? on_connect : NULL, NULL, NULL,
-                                     NULL, listener);
+        IOHandler *func = on && !listener->shut ? on_connect : NULL;
+        int ret = aio_set_fd_handler(server->ctx, listener->fd, func, NULL, NULL, NULL, listener);
 
         if (ret < 0) {
             nbd_log("cannot wait for connections to %s: %s", listener->name, strerror(-ret));
@@ -230,6 +231,22 @@ static void rest(NbdServer *server, int err)
     timer_mod_ns(&server->accept_timer, now_ns() + ACCEPT_REST_NS);
 }
 
+/* Who has handed it over has shut it down: it would be readable for ever. */
+static void give_up(NbdListener *listener)
+{
+    nbd_log("%s was shut down: no more connections from there", listener->name);
+    listener->shut = true;
+    (void)aio_set_fd_handler(listener->server->ctx, listener->fd, NULL, NULL, NULL, NULL, NULL);
+}
+
+/* A unix socket says EAGAIN then; others EINVAL. */
+static bool is_shut(int fd)
+{
+    struct pollfd pfd = { .fd = fd, .events = POLLRDHUP };
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
 static void on_connect(void *opaque)
 {
     NbdListener *listener = opaque;
@@ -245,9 +262,15 @@ static void on_connect(void *opaque)
             server->short_of = false;
             accept_client(server, fd, &addr, len);
         } else if (errno == EAGAIN) {
+            if (i == 0 && is_shut(listener->fd)) {
+                give_up(listener);
+            }
             return;
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             rest(server, errno);
+            return;
+        } else if (errno == EINVAL) {
+            give_up(listener);
             return;
         }
         /* Anything else is an error of that one connection, which is gone. */

@@ -118,6 +118,29 @@ TEST_P(NbdProgram, ServesASocketThatItWasStartedWith)
     EXPECT_EQ(stat(path.c_str(), &st), 0) << "the socket is not ours to remove";
 }
 
+/* Nobody can connect to it any more, and it is readable for ever. */
+TEST_P(NbdProgram, ASocketThatIsShutDownDoesNotKeepItBusy)
+{
+    struct sockaddr_un addr = {};
+    ScratchDir dir;
+    std::string path = dir / "activated";
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    addr.sun_family = AF_UNIX;
+    strncpy(addr.sun_path, path.c_str(), sizeof(addr.sun_path) - 1);
+    ASSERT_EQ(bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)), 0);
+    ASSERT_EQ(listen(fd, 16), 0);
+    NbdServer::Start start;
+    start.args = Args();
+    start.listen_fd = fd;
+    NbdServer server(start);
+    ASSERT_EQ(shutdown(fd, SHUT_RDWR), 0);
+    close(fd);
+    EXPECT_TRUE(WaitUntil([&] { return server.Log().find("was shut down") != std::string::npos; }))
+        << "it tries again and again";
+    ExpectServes(NbdClient::ConnectUnix(server.path()));
+}
+
 TEST_P(NbdProgram, ItsSocketGoesWithItAndALeftOverOneIsReplaced)
 {
     ScratchDir dir;
