@@ -33,8 +33,8 @@ void monitor_set_features(AioContext *ctx, uint32_t used, uint32_t dropped);
 void monitor_set_feature(AioContext *ctx, AioFeature feature, bool used);
 
 /* Contexts that were closed keep their descriptors for a grace period: waits for that.  Not for
- * ever, since other threads may take what has come free; *@tries begins at 0, and rcu_reclaimed() was
- * @since before what failed. */
+ * ever, since other threads may take what has come free; *@tries begins at 0, and @since is what
+ * rcu_reclaimed() said before the try that failed. */
 bool monitor_try_again(int err, int *tries, unsigned long since);
 
 /* Makes the context's monitor, as @opts and AIOCTX_FDMON say.  Returns 0 or -errno. */
