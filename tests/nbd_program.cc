@@ -93,17 +93,30 @@ TEST_P(NbdProgram, ServesItsStandardInputAndEndsWithIt)
     }
 }
 
-TEST_P(NbdProgram, ServesASocketThatItWasStartedWith)
+/* A listening socket at @path; -1 and a failure of the test when there can be none. */
+static int ListenUnix(const std::string &path)
 {
     struct sockaddr_un addr = {};
-    ScratchDir dir;
-    std::string path = dir / "activated";
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     addr.sun_family = AF_UNIX;
     strncpy(addr.sun_path, path.c_str(), sizeof(addr.sun_path) - 1);
-    ASSERT_EQ(bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)), 0);
-    ASSERT_EQ(listen(fd, 16), 0);
+    if (bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)) != 0 ||
+        listen(fd, 16) != 0) {
+        ADD_FAILURE() << path << ": " << strerror(errno);
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+TEST_P(NbdProgram, ServesASocketThatItWasStartedWith)
+{
+    ScratchDir dir;
+    std::string path = dir / "activated";
+    int fd = ListenUnix(path);
+
+    ASSERT_GE(fd, 0);
     NbdServer::Start start;
     start.args = Args();
     start.unix_socket = false;
@@ -121,15 +134,11 @@ TEST_P(NbdProgram, ServesASocketThatItWasStartedWith)
 /* Nobody can connect to it any more, and it is readable for ever. */
 TEST_P(NbdProgram, ASocketThatIsShutDownDoesNotKeepItBusy)
 {
-    struct sockaddr_un addr = {};
     ScratchDir dir;
     std::string path = dir / "activated";
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = ListenUnix(path);
 
-    addr.sun_family = AF_UNIX;
-    strncpy(addr.sun_path, path.c_str(), sizeof(addr.sun_path) - 1);
-    ASSERT_EQ(bind(fd, reinterpret_cast<struct sockaddr *>(&addr), sizeof(addr)), 0);
-    ASSERT_EQ(listen(fd, 16), 0);
+    ASSERT_GE(fd, 0);
     NbdServer::Start start;
     start.args = Args();
     start.listen_fd = fd;

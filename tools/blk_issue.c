@@ -235,32 +235,36 @@ static void account_success(struct blk_job *job, const struct slot *slot, int64_
     }
 }
 
-static void account(struct blk_job *job, const struct slot *slot, int ret, int64_t now)
+/* Of one that ended in @ret, and not in 0. */
+static void account_failure(struct blk_job *job, const struct slot *slot, int ret)
 {
     struct blk_counters *counters = &job->results.counters;
-    bool measured = is_measured(job, slot);
 
-    if (measured) {
-        hist_record(&job->results.latency[slot->kind], now - slot->from_ns);
-    }
     switch (ret) {
-    case 0:
-        if (job->layout) {
-            live_add(&counters->laid_out, (uint64_t)slot->bytes);
-        } else {
-            account_success(job, slot, now);
-        }
-        break;
     case -ETIMEDOUT:
-        live_add(&counters->missed, measured);
+        live_add(&counters->missed, is_measured(job, slot));
         break;
     case -ECANCELED:
-        live_add(&counters->cancelled, measured);
+        live_add(&counters->cancelled, is_measured(job, slot));
         break;
     default:
         blk_job_note_failure(job, blk_kind_names[slot->kind], slot->offset_bytes, slot->bytes,
                              -ret);
         break;
+    }
+}
+
+static void account(struct blk_job *job, const struct slot *slot, int ret, int64_t now)
+{
+    if (is_measured(job, slot)) {
+        hist_record(&job->results.latency[slot->kind], now - slot->from_ns);
+    }
+    if (ret) {
+        account_failure(job, slot, ret);
+    } else if (job->layout) {
+        live_add(&job->results.counters.laid_out, (uint64_t)slot->bytes);
+    } else {
+        account_success(job, slot, now);
     }
 }
 
@@ -308,10 +312,8 @@ static void flush_if_wanted(struct blk_job *job)
 static void on_flushed(void *opaque, int ret)
 {
     struct blk_job *job = opaque;
-    struct blk_counters *counters = &job->results.counters;
     struct slot like = { .kind = KIND_FLUSH, .from_ns = job->flush_from_ns, .deadline_ns = -1 };
     int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-    bool measured = is_measured(job, &like);
 
     job->flush_acb = NULL;
     job->ended++;
@@ -320,19 +322,10 @@ static void on_flushed(void *opaque, int ret)
     if (job->config.trace) {
         trace(job, &like, ret, now);
     }
-    switch (ret) {
-    case 0:
-        live_add(&counters->ended[KIND_FLUSH], measured);
-        break;
-    case -ETIMEDOUT:
-        live_add(&counters->missed, measured);
-        break;
-    case -ECANCELED:
-        live_add(&counters->cancelled, measured);
-        break;
-    default:
-        blk_job_note_failure(job, "flush", 0, 0, -ret);
-        break;
+    if (ret) {
+        account_failure(job, &like, ret);
+    } else {
+        live_add(&job->results.counters.ended[KIND_FLUSH], is_measured(job, &like));
     }
     flush_if_wanted(job);
     blk_job_pump(job, now);

@@ -113,10 +113,10 @@ static bool parse_bytes(const char *text, uint32_t sector, uint32_t max, uint32_
     return true;
 }
 
-static uint32_t greatest_divisor(uint32_t a, uint32_t b)
+static uint64_t common_divisor(uint64_t a, uint64_t b)
 {
     while (b) {
-        uint32_t rest = a % b;
+        uint64_t rest = a % b;
 
         a = b;
         b = rest;
@@ -160,7 +160,7 @@ static bool parse_list(const char *text, uint32_t sector, uint32_t max, struct b
         sizes->total += weight;
         sizes->min = sizes->nr && sizes->min < bytes ? sizes->min : bytes;
         sizes->max = sizes->max > bytes ? sizes->max : bytes;
-        sizes->unit = greatest_divisor(bytes, sizes->unit);
+        sizes->unit = (uint32_t)common_divisor(bytes, sizes->unit);
     }
     return true;
 }
@@ -250,17 +250,6 @@ bool blk_pattern_parse(const char *text, struct blk_pattern *ret_pattern)
     }
     *ret_pattern = pattern;
     return true;
-}
-
-static uint64_t common_divisor(uint64_t a, uint64_t b)
-{
-    while (b) {
-        uint64_t rest = a % b;
-
-        a = b;
-        b = rest;
-    }
-    return a;
 }
 
 void blk_places_init(struct blk_places *places, const struct blk_pattern *pattern, uint64_t units)
